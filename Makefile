@@ -1,0 +1,38 @@
+# Everything runs from .venv, which each target sets up by itself on a machine with
+# python3 (3.11 or newer), its headers and venv module, and a C compiler.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test check bench venv clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py csrc/pidfd.c csrc/pidfd.h csrc/build_pidfd.py
+	@command -v $(PYTHON) >/dev/null || { echo "make: cannot set up .venv: python3 is missing (Debian: apt-get install python3)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: cannot set up .venv: $$($(PYTHON) --version) is too old, 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "make: cannot set up .venv: the venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }
+	@command -v $${CC:-cc} >/dev/null || { echo "make: cannot build csrc/: no C compiler (Debian: apt-get install gcc libc6-dev)"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "make: cannot build csrc/: Python.h is missing (Debian: apt-get install python3-dev)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_imports.py
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
