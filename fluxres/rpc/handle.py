@@ -1,0 +1,142 @@
+"""How code inside a broker calls services: an endpoint of the router with `call` and `stream`.
+
+Cancelling the scope that awaits sends `<service>.cancel`; no call needs a timeout to be safe from a dead broker,
+because the tracker answers for it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from fluxres.rpc.calls import Calls, Reply
+from fluxres.rpc.router import Router
+from fluxres.wire.messages import NODEID_ANY, Message, Role, request
+from fluxres.wire.payload import WireMap, pack
+
+STREAM_BUFFER: Final = 64
+"""Responses of one stream that may wait to be read before its producer has to wait."""
+
+
+class ResponseStream:
+    """The responses of one streaming call, in order; iterate over it.
+
+    Iteration ends at ENODATA (the normal end) and raises RpcError for any other error.
+    """
+
+    def __init__(self) -> None:
+        self._replies: deque[Reply] = deque()
+        self._wake = trio.Event()
+        self._room = trio.Event()
+        self._room.set()
+
+    def __aiter__(self) -> AsyncIterator[WireMap]:
+        return self
+
+    async def __anext__(self) -> WireMap:
+        while not self._replies:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        reply = self._replies[0]
+        if reply.error is None:
+            self._replies.popleft()
+            if len(self._replies) < STREAM_BUFFER:
+                self._room.set()
+            return reply.payload
+        if reply.error.errnum == errno.ENODATA:
+            raise StopAsyncIteration
+        raise reply.error
+
+    def put(self, reply: Reply) -> None:
+        """Take the next reply (the handle calls this)."""
+        self._replies.append(reply)
+        self._wake.set()
+        if len(self._replies) >= STREAM_BUFFER and self._room.is_set():
+            self._room = trio.Event()
+
+    def release(self) -> None:
+        """Nobody reads any more: let the producer go on to learn of its cancellation."""
+        self._room.set()
+
+    async def room(self) -> None:
+        """Return as soon as fewer than `STREAM_BUFFER` replies wait."""
+        await self._room.wait()
+
+
+class Handle:
+    """Calls services on behalf of this broker, as the instance owner."""
+
+    def __init__(self, router: Router, name: str, userid: int) -> None:
+        self._router = router
+        self._id = f"{name}@{router.rank}"
+        self._userid = userid
+        self._calls = Calls()
+        self._streams: dict[int, ResponseStream] = {}
+        router.add_endpoint(self)
+
+    @property
+    def id(self) -> str:
+        """The handle's name in route stacks."""
+        return self._id
+
+    def close(self) -> None:
+        """Withdraw the handle: its requests are cancelled."""
+        self._router.remove_endpoint(self, "the requester has closed")
+
+    def deliver(self, message: Message) -> None:
+        """Take a response (the router calls this)."""
+        reply = self._calls.receive(message)
+        if reply is None:
+            return
+        stream = self._streams.get(reply.matchtag)
+        if stream is not None:
+            stream.put(reply)
+
+    async def drained(self, matchtag: int) -> None:
+        """Return as soon as the stream of `matchtag` has room, or has no reader any more."""
+        stream = self._streams.get(matchtag)
+        if stream is not None:
+            await stream.room()
+
+    def send(self, topic: str, payload: WireMap, *, nodeid: int = NODEID_ANY) -> None:
+        """Send a request that wants no response."""
+        self._send(request(topic, pack(payload), nodeid=nodeid))
+
+    async def call(self, topic: str, payload: WireMap | None = None, *, nodeid: int = NODEID_ANY) -> WireMap:
+        """Call `topic` and return the response's payload. Raises RpcError."""
+        async with self._open(topic, payload, nodeid=nodeid, streaming=False) as replies:
+            return await replies.__anext__()
+
+    @asynccontextmanager
+    async def stream(
+        self, topic: str, payload: WireMap | None = None, *, nodeid: int = NODEID_ANY
+    ) -> AsyncIterator[ResponseStream]:
+        """Open a streaming call; leaving the block before the stream's end cancels it."""
+        async with self._open(topic, payload, nodeid=nodeid, streaming=True) as replies:
+            yield replies
+
+    @asynccontextmanager
+    async def _open(
+        self, topic: str, payload: WireMap | None, *, nodeid: int, streaming: bool
+    ) -> AsyncIterator[ResponseStream]:
+        asked = self._calls.open(topic, payload, nodeid=nodeid, streaming=streaming)
+        replies = self._streams[asked.matchtag] = ResponseStream()
+        try:
+            self._send(asked)
+            yield replies
+        finally:
+            del self._streams[asked.matchtag]
+            replies.release()
+            cancel = self._calls.abandon(asked.matchtag)
+            if cancel is not None:
+                self._send(cancel)
+
+    def _send(self, message: Message) -> None:
+        self._router.request(
+            message._replace(route=(self._id,), userid=self._userid, rolemask=int(Role.OWNER | Role.LOCAL))
+        )

@@ -1,0 +1,287 @@
+"""A service: named methods, and the table of requests that it has not yet answered.
+
+Each request gets exactly one terminal response (invariant I5): a second one raises IllegalTransition. A handler says
+no by raising RpcError. Any other exception in a handler is a bug: the request is answered with EPROTO, so that its
+sender does not send it for ever, and the exception leaves the service's nursery, which ends the incarnation.
+
+Three kinds of handler:
+
+- `method`: a plain function; what it returns is the response. The cheapest, and the usual one.
+- `deferred`: a plain function that keeps the request and answers later (from a commit's callback, say).
+- `task`: an async function in the service's nursery, with a scope of its own that `<service>.cancel` and the
+  requester's disconnect cancel. What it returns is the response; for a streaming request, returning is ENODATA.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+
+from fluxres.base.errors import IllegalTransition, ProtocolError, RpcError
+from fluxres.rpc.router import Router
+from fluxres.rpc.tracker import error_response, is_terminal
+from fluxres.wire.messages import Message, Role, response_to
+from fluxres.wire.payload import WireMap, pack, unpack_map
+
+log = logging.getLogger("fluxres.service")
+T = TypeVar("T")
+
+MAX_OPEN: Final = 20_000
+"""Requests that one service may have unanswered; the next one gets EAGAIN."""
+
+
+class Ended(Enum):
+    """How a request ended."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    DISCONNECTED = "disconnected"
+
+
+class Request:
+    """One request as a handler sees it."""
+
+    __slots__ = ("_payload", "_service", "arrived", "ended", "message", "on_cancel", "scope")
+
+    def __init__(self, service: Service, message: Message, arrived: float) -> None:
+        self._service = service
+        self._payload: WireMap | None = None
+        self.message = message
+        self.arrived = arrived
+        self.ended: Ended | None = None
+        self.scope: trio.CancelScope | None = None
+        self.on_cancel: Callable[[], None] | None = None
+        """For a deferred request: called once when its sender cancels or is gone; it may still answer."""
+
+    @property
+    def userid(self) -> int:
+        """The user on whose behalf the request was sent, as the connector stamped it."""
+        return self.message.userid
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether the sender is the instance owner (RFC 12)."""
+        return bool(self.message.rolemask & Role.OWNER)
+
+    @property
+    def payload(self) -> WireMap:
+        """The payload, decoded once. Raises RpcError EPROTO where it is no map."""
+        if self._payload is None:
+            try:
+                self._payload = unpack_map(self.message.payload)
+            except ProtocolError as error:
+                raise RpcError(errno.EPROTO, str(error)) from error
+        return self._payload
+
+    def parse(self, shape: type[T]) -> T:
+        """The payload as `shape` (a msgspec.Struct). Raises RpcError EPROTO that names the key and the value."""
+        try:
+            return msgspec.convert(self.payload, shape)
+        except msgspec.ValidationError as error:
+            raise RpcError(errno.EPROTO, f"cannot take this {self.message.topic} request: {error}") from error
+
+    def require_owner(self) -> None:
+        """Raise RpcError EPERM unless the instance owner sent this."""
+        if not self.is_owner:
+            raise RpcError(errno.EPERM, f"{self.message.topic} is for the instance owner")
+
+    def respond(self, payload: WireMap | None = None) -> None:
+        """Send a response: the terminal one, or the next of a streaming request."""
+        body = None if payload is None else pack(payload)
+        self._service.send(self, response_to(self.message, payload=body))
+
+    async def stream(self, payload: WireMap) -> None:
+        """Send the next response of a streaming request, then wait until its path has room for another."""
+        self.respond(payload)
+        endpoint = self._service.router.endpoint_of(self.message)
+        if endpoint is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await endpoint.drained(self.message.matchtag)
+
+    def fail(self, errnum: int, text: str = "") -> None:
+        """Send the error that ends the request."""
+        self._service.send(self, error_response(self.message, errnum, text))
+
+
+Method = Callable[[Request], WireMap | None]
+Deferred = Callable[[Request], None]
+TaskMethod = Callable[[Request], Awaitable[WireMap | None]]
+Key = tuple[tuple[str, ...], int]
+
+
+class Service:
+    """One service of a broker. Tasks run only inside `run`."""
+
+    def __init__(self, name: str, router: Router) -> None:
+        self.name = name
+        self.router = router
+        self._methods: dict[str, Method] = {}
+        self._deferred: dict[str, Deferred] = {}
+        self._tasks: dict[str, TaskMethod] = {}
+        self._open: dict[Key, Request] = {}
+        self._nursery: trio.Nursery | None = None
+        self.method("ping", lambda request: request.payload)
+
+    def method(self, name: str, handler: Method) -> None:
+        """Answer `<service>.<name>` with what `handler` returns."""
+        self._methods[name] = handler
+
+    def deferred(self, name: str, handler: Deferred) -> None:
+        """Hand `<service>.<name>` to `handler`, which answers when it can."""
+        self._deferred[name] = handler
+
+    def task(self, name: str, handler: TaskMethod) -> None:
+        """Run `handler` in a task for each `<service>.<name>`."""
+        self._tasks[name] = handler
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Register with the router and serve until cancelled; then everything unanswered is answered ENOSYS."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self.router.add_service(self.name, self)
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+                self.router.remove_service(self.name)
+                for request in list(self._open.values()):
+                    request.fail(errno.ENOSYS, f"service {self.name} is stopping")
+
+    # --- health
+
+    def queue(self) -> tuple[int, float]:
+        """How many requests are unanswered (streams apart), and since when the oldest of them (Trio's clock)."""
+        waiting = [r.arrived for r in self._open.values() if not r.message.is_streaming]
+        return len(waiting), min(waiting, default=trio.current_time())
+
+    # --- what the router calls
+
+    def dispatch(self, message: Message) -> None:
+        """Take a request from the router."""
+        name = message.method
+        if name == "cancel" or name.endswith("-cancel"):
+            self._cancel(message)
+            return
+        if name == "disconnect":
+            self.disconnected(message.route)
+            return
+        request = Request(self, message, trio.current_time())
+        if message.wants_response:
+            key = (message.route, message.matchtag)
+            if key in self._open or len(self._open) >= MAX_OPEN:
+                text = "its matchtag is in use" if key in self._open else f"{MAX_OPEN} requests are waiting"
+                self.router.response(
+                    error_response(message, errno.EAGAIN, f"cannot take {message.topic}: {text}")
+                )
+                return
+            self._open[key] = request
+        self._start(name, request)
+
+    def disconnected(self, route: tuple[str, ...]) -> None:
+        """Whoever sends with `route` is gone: cancel its requests, answer none of them."""
+        for key in [key for key in self._open if key[0] == route]:
+            request = self._open.pop(key)
+            request.ended = Ended.DISCONNECTED
+            _cancel(request)
+
+    def send(self, request: Request, response: Message) -> None:
+        """Send a response to `request` (handlers use the request's own methods)."""
+        if request.ended is Ended.DISCONNECTED or not request.message.wants_response:
+            return
+        if request.ended is not None:
+            raise IllegalTransition(
+                f"request {request.message.topic}", request.ended.value, f"respond {response.errnum}", []
+            )
+        if is_terminal(response):
+            request.ended = Ended.FAILED if response.errnum else Ended.ANSWERED
+            del self._open[request.message.route, request.message.matchtag]
+        self.router.response(response)
+
+    # --- handlers
+
+    def _start(self, name: str, request: Request) -> None:
+        if (method := self._methods.get(name)) is not None:
+            self._guard(request, lambda: request.respond(method(request)))
+        elif (deferred := self._deferred.get(name)) is not None:
+            self._guard(request, lambda: deferred(request))
+        elif (task := self._tasks.get(name)) is not None and self._nursery is not None:
+            self._nursery.start_soon(self._run_task, task, request, name=f"{self.name}.{name}")
+        else:
+            request.fail(errno.ENOSYS, f"service {self.name} has no method {name!r}")
+
+    def _guard(self, request: Request, handle: Callable[[], None]) -> None:
+        try:
+            handle()
+        except RpcError as error:
+            request.fail(error.errnum, error.text)
+        except Exception as error:
+            self._broken(request, error)
+
+    async def _run_task(self, handler: TaskMethod, request: Request) -> None:
+        if request.ended is not None:
+            return
+        with trio.CancelScope() as request.scope:
+            try:
+                payload = await handler(request)
+            except RpcError as error:
+                request.fail(error.errnum, error.text)
+            except Exception as error:
+                refusal = _refusal_in(error)
+                if refusal is None:
+                    self._broken(request, error)
+                    raise
+                request.fail(refusal.errnum, refusal.text)
+            else:
+                if request.message.is_streaming:
+                    request.fail(errno.ENODATA)
+                else:
+                    request.respond(payload)
+            return
+        if request.ended is None:
+            request.fail(errno.ECANCELED, f"{request.message.topic} was cancelled")
+
+    def _broken(self, request: Request, error: Exception) -> None:
+        """A handler has a bug: answer its request, and end the incarnation through the nursery."""
+        log.error("service %s: %s failed", self.name, request.message.topic, exc_info=error)
+        if request.ended is None:
+            request.fail(errno.EPROTO, f"{request.message.topic} failed inside the broker: {error!r}")
+        if self._nursery is not None and request.scope is None:
+            self._nursery.start_soon(_raise, error, name=f"{self.name}.broken")
+
+    def _cancel(self, message: Message) -> None:
+        try:
+            matchtag = unpack_map(message.payload).get("matchtag")
+        except ProtocolError:
+            matchtag = None
+        request = self._open.get((message.route, matchtag)) if isinstance(matchtag, int) else None
+        if request is not None:
+            _cancel(request)
+
+
+def _cancel(request: Request) -> None:
+    if request.scope is not None:
+        request.scope.cancel()
+    elif request.on_cancel is not None:
+        request.on_cancel()
+
+
+def _refusal_in(error: BaseException) -> RpcError | None:
+    """The RpcError that an exception group is made of, when it is made of nothing else."""
+    if isinstance(error, RpcError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        refusals = [_refusal_in(part) for part in error.exceptions]
+        return None if None in refusals else refusals[0]
+    return None
+
+
+async def _raise(error: Exception) -> None:
+    raise error
