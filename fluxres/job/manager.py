@@ -1,0 +1,262 @@
+"""The job manager: pays what RFC 21 says is owed to each active job, and nothing twice.
+
+Every event that becomes durable comes through `_changed`, which asks `job.state.next_action` what is owed now, and does
+it: logs the next event, asks the scheduler, has job-exec start or kill. What came of it is logged in its turn. A
+restart replays the active jobs, and owes the same (`job.replay`).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from fluxres.base.errors import RpcError
+from fluxres.base.eventlog import Event
+from fluxres.base.jobid import JobId, f58
+from fluxres.job.allocate import allocation_ops
+from fluxres.job.ledger import Entry, Ledger
+from fluxres.job.records import JobRecords
+from fluxres.job.resources import from_allocation
+from fluxres.job.state import Action, apply, next_action, priority_for
+from fluxres.job.value import Job, JobState
+from fluxres.kvs.kvs import Kvs
+from fluxres.rpc.handle import Handle
+from fluxres.sched.policy import Decision, Denied
+from fluxres.sched.pool import Pool
+from fluxres.sched.service import Scheduler
+from fluxres.wire.payload import WireMap
+
+log = logging.getLogger("fluxres.job-manager")
+
+
+class Manager:
+    """The active jobs of the instance. `hosts` and `statedirs` tell of the ranks that jobs are given."""
+
+    def __init__(
+        self,
+        *,
+        kvs: Kvs,
+        handle: Handle,
+        pool: Pool,
+        now: Callable[[], float],
+        statedir_of: Callable[[int], str],
+    ) -> None:
+        self.records = JobRecords(kvs)
+        self.ledger = Ledger(kvs, now, self._changed)
+        self.scheduler = Scheduler(pool, self._decided)
+        self._handle = handle
+        self._now = now
+        self._statedir_of = statedir_of
+        self._nursery: trio.Nursery | None = None
+        self._executing: set[JobId] = set()
+        self.ended = trio.Event()
+        """Set and replaced whenever a job becomes INACTIVE."""
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after jobs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self.scheduler.run)
+            task_status.started()
+
+    # --- what the services ask for
+
+    def take_in(self, job: Job) -> None:
+        """A job's submission is durable."""
+        self._pay(self.ledger.add(job))
+
+    def raise_exception(
+        self,
+        entry: Entry,
+        *,
+        kind: str,
+        severity: int,
+        note: str,
+        userid: int | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Log an exception; a fatal one ends the job. `then` is called when it is durable."""
+        context: dict[str, bool | int | str | None] = {"type": kind, "severity": severity, "note": note}
+        if userid is not None:
+            context["userid"] = userid
+        self.ledger.post(entry, self.ledger.event("exception", **context), then=then)
+
+    def take_up(self, jobs: Sequence[Job]) -> None:
+        """Go on with replayed jobs: claim what they hold, log `flux-restart`, pay what is owed."""
+        entries = [self.ledger.add(job) for job in jobs]
+        for entry in entries:
+            if entry.durable.allocated:
+                self.scheduler.pool.claim(self.records.resources(JobId(entry.durable.id)).allocation())
+        for entry in entries:
+            self.ledger.post(entry, *self._restart_events(entry.durable))
+
+    def _restart_events(self, job: Job) -> list[Event]:
+        events = [self.ledger.event("flux-restart")]
+        return events + self.owed_events(apply(job, events[0]))
+
+    def owed_events(self, job: Job) -> list[Event]:
+        """The events that are owed at once, one after the other, by nothing but the job's own state."""
+        events: list[Event] = []
+        while (event := self._owed_event(job)) is not None:
+            events.append(event)
+            job = apply(job, event)
+        return events
+
+    def _owed_event(self, job: Job) -> Event | None:
+        match next_action(job):
+            case Action.LOG_VALIDATE:
+                return self.ledger.event("validate")
+            case Action.LOG_DEPEND:
+                return self.ledger.event("depend")
+            case Action.LOG_PRIORITY:
+                return self.ledger.event("priority", priority=priority_for(job.urgency))
+            case Action.LOG_CLEAN:
+                return self.ledger.event("clean")
+        return None
+
+    # --- what is owed
+
+    def _changed(self, entry: Entry, events: Sequence[Event]) -> None:
+        job = entry.durable
+        jobid = JobId(job.id)
+        if job.state is not JobState.SCHED and jobid in self.scheduler:
+            self.scheduler.cancel(jobid)
+        if any(event.name == "release" and event.context.get("final") for event in events):
+            self._tell_exec("job-exec.released", jobid)
+        if job.state is JobState.INACTIVE:
+            self._forget(job)
+        else:
+            self._pay(entry)
+
+    def _pay(self, entry: Entry) -> None:
+        """Do what is owed now, unless it, or an event that may change what is owed, is under way already."""
+        if entry.under_way:
+            return
+        job = entry.durable
+        jobid = JobId(job.id)
+        action = next_action(job)
+        if job.needs_exec and jobid not in self._executing and action in (Action.NONE, Action.KILL):
+            self._execute(jobid, reattach=True)
+        if action is entry.doing:
+            return
+        entry.doing = action
+        match action:
+            case Action.LOG_VALIDATE | Action.LOG_DEPEND | Action.LOG_PRIORITY | Action.LOG_CLEAN:
+                self.ledger.post(entry, *self.owed_events(job))
+            case Action.REQUEST_ALLOC:
+                self._request(entry)
+            case Action.START:
+                self._execute(jobid, reattach=job.restarts > 0)
+            case Action.KILL:
+                self._tell_exec("job-exec.end", jobid)
+            case Action.FREE:
+                self._free(entry)
+
+    def _request(self, entry: Entry) -> None:
+        job = entry.durable
+        request = self.records.jobspec(JobId(job.id)).request()
+        self.scheduler.request(job.id, request, priority=job.priority)
+
+    def _decided(self, decision: Decision) -> None:
+        entry = self.ledger.get(JobId(decision.id))
+        if isinstance(decision, Denied):
+            if entry is not None and entry.posted.state is JobState.SCHED:
+                self.raise_exception(entry, kind="alloc", severity=0, note=decision.note)
+            return
+        if entry is None or entry.posted.state is not JobState.SCHED:
+            self.scheduler.free(decision.allocation)  # it was cancelled, or moved, a moment ago
+            return
+        jobid = JobId(decision.id)
+        jobspec = self.records.jobspec(jobid)
+        pool = self.scheduler.pool
+        resources = from_allocation(
+            decision.allocation,
+            {inventory.rank: inventory.host for inventory in pool.inventory()},
+            starttime=self._now(),
+            duration=jobspec.system.duration,
+        )
+        ops = allocation_ops(
+            entry.posted,
+            resources,
+            ntasks=sum(jobspec.tasks_per_target(resources)),
+            now=self._now(),
+            statedir_of=self._statedir_of,
+        )
+        self.ledger.post(entry, self.ledger.event("alloc"), ops=ops)
+
+    def _free(self, entry: Entry) -> None:
+        """Log `free`, and give the resources to others: their `alloc` is committed after it, or with it."""
+        job = entry.durable
+        free = self.ledger.event("free")
+        allocation = self.records.resources(JobId(job.id)).allocation()
+        self.ledger.post(entry, free, *self.owed_events(apply(job, free)))
+        self.scheduler.free(allocation)
+
+    def _forget(self, job: Job) -> None:
+        """`clean` is durable: the shells' directories may go."""
+        jobid = JobId(job.id)
+        if job.t_run is not None:
+            for rank in self.records.resources(jobid).ranks():
+                self._handle.send("exec.forget", {"ids": [int(jobid)]}, nodeid=rank)
+        self.records.forget(jobid)
+        self.ended.set()
+        self.ended = trio.Event()
+
+    # --- execution (RFC 32)
+
+    def _tell_exec(self, topic: str, jobid: JobId) -> None:
+        if jobid in self._executing:
+            self._handle.send(topic, {"id": int(jobid)})
+
+    def _execute(self, jobid: JobId, *, reattach: bool) -> None:
+        assert self._nursery is not None
+        self._executing.add(jobid)
+        self._nursery.start_soon(self._run_job, jobid, reattach, name=f"run {f58(jobid)}")
+
+    async def _run_job(self, jobid: JobId, reattach: bool) -> None:
+        entry = self.ledger.get(jobid)
+        try:
+            if entry is not None:
+                start = self.records.start_request(entry.durable, reattach=reattach)
+                async with self._handle.stream("job-exec.start", start) as responses:
+                    async for response in responses:
+                        self._exec_said(jobid, response)
+        except RpcError as error:
+            if error.errnum == errno.ENOSYS:
+                raise  # job-exec is gone, and this incarnation with it
+            self._exec_failed(jobid, error)
+        finally:
+            self._executing.discard(jobid)
+
+    def _exec_failed(self, jobid: JobId, error: RpcError) -> None:
+        """job-exec cannot run the job at all: it ends with an exception, and nothing of it runs."""
+        log.error("job %s: cannot execute it: %s", f58(jobid), error.text)
+        entry = self.ledger.get(jobid)
+        if entry is None or entry.posted.final_release:
+            return
+        self.raise_exception(entry, kind="exec", severity=0, note=error.text)
+        self.ledger.post(entry, self.ledger.event("release", ranks="all", final=True))
+
+    def _exec_said(self, jobid: JobId, response: WireMap) -> None:
+        """Log what an RFC 32 response says, unless a life before this one has logged it already."""
+        entry = self.ledger.get(jobid)
+        if entry is None:
+            return
+        job = entry.posted
+        match response:
+            case {"type": "start" | "reattached"} if not job.started:
+                self.ledger.post(entry, self.ledger.event("start"))
+            case {"type": "finish", "data": {"status": int(status)}} if job.status is None:
+                self.ledger.post(entry, self.ledger.event("finish", status=status))
+            case {"type": "release", "data": {"ranks": str(ranks), "final": bool(final)}} if not job.final_release:
+                self.ledger.post(entry, self.ledger.event("release", ranks=ranks, final=final))
+            case {
+                "type": "exception",
+                "data": {"type": str(kind), "severity": int(severity), "note": str(note)},
+            }:
+                known = job.exception
+                if known is None or (known.type, known.severity, known.note) != (kind, severity, note):
+                    self.raise_exception(entry, kind=kind, severity=severity, note=note)

@@ -1,0 +1,95 @@
+"""Reads what the store has of a job, parsed: jobspec, R, nonce, and the request that starts it."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final, cast
+
+import msgspec
+
+from fluxres.base.errors import RpcError
+from fluxres.base.eventlog import Event, decode
+from fluxres.base.jobid import JobId, f58
+from fluxres.base.json import JsonObject, JsonValue
+from fluxres.job import keys
+from fluxres.job.jobspec import Jobspec, apply_updates, parse_jobspec
+from fluxres.job.resources import ResourceSet, blocks, parse_r, taskmap
+from fluxres.job.state import fold
+from fluxres.job.value import Job
+from fluxres.kvs.kvs import Kvs
+from fluxres.kvs.ops import PRIMARY
+from fluxres.wire.payload import WireMap
+
+MAX_CACHED: Final = 256
+"""Parsed jobspecs that are kept, oldest forgotten first: those of jobs on their way from submit to start."""
+
+
+class JobRecords:
+    """The records of jobs in the store."""
+
+    def __init__(self, kvs: Kvs) -> None:
+        self._kvs = kvs
+        self._jobspecs: dict[JobId, Jobspec] = {}
+
+    def remember(self, jobid: JobId, jobspec: Jobspec) -> None:
+        """Keep a parsed jobspec for a while: it is asked for again soon."""
+        self._jobspecs[jobid] = jobspec
+        if len(self._jobspecs) > MAX_CACHED:
+            del self._jobspecs[next(iter(self._jobspecs))]
+
+    def forget(self, jobid: JobId) -> None:
+        """The job has ended."""
+        self._jobspecs.pop(jobid, None)
+
+    def read(self, key: str, what: str) -> bytes:
+        """The value of `key`. Raises RpcError ENOENT, naming `what`."""
+        data = self._kvs.get(PRIMARY, key)
+        if data is None:
+            raise RpcError(errno.ENOENT, f"there is no {what}")
+        return data
+
+    def events(self, jobid: JobId) -> list[Event]:
+        """The job's eventlog. Raises RpcError ENOENT, ValueError."""
+        return decode(self.read(keys.eventlog_key(jobid), f"job {f58(jobid)}"))
+
+    def job(self, jobid: JobId) -> Job:
+        """The job, folded from its eventlog. Raises RpcError ENOENT, ValueError, FluxresError."""
+        return fold(jobid, self.events(jobid))
+
+    def jobspec_object(self, jobid: JobId, updates: object = None) -> JsonObject:
+        """The jobspec as JSON, with the updates of the eventlog where they are given."""
+        value = cast("JsonObject", msgspec.json.decode(self.read(keys.jobspec_key(jobid), f"jobspec of {f58(jobid)}")))
+        return apply_updates(value, cast("JsonObject", updates)) if updates else value
+
+    def jobspec(self, jobid: JobId) -> Jobspec:
+        """The jobspec, parsed."""
+        cached = self._jobspecs.get(jobid)
+        return parse_jobspec(self.jobspec_object(jobid)) if cached is None else cached
+
+    def r_object(self, jobid: JobId) -> JsonObject | None:
+        """R as JSON; None where the job has none (yet)."""
+        data = self._kvs.get(PRIMARY, keys.r_key(jobid))
+        return None if data is None else cast("JsonObject", msgspec.json.decode(data))
+
+    def resources(self, jobid: JobId) -> ResourceSet:
+        """R, parsed. Raises RpcError ENOENT where the job has none."""
+        return parse_r(cast("JsonValue", msgspec.json.decode(self.read(keys.r_key(jobid), f"R of {f58(jobid)}"))))
+
+    def start_request(self, job: Job, *, reattach: bool) -> WireMap:
+        """The payload of `job-exec.start` (RFC 32), with the layout of the tasks."""
+        jobid = JobId(job.id)
+        resources = self.resources(jobid)
+        jobspec = self.jobspec(jobid)
+        counts = jobspec.tasks_per_target(resources)
+        return {
+            "id": int(jobid),
+            "userid": job.userid,
+            "jobspec": cast("WireMap", self.jobspec_object(jobid, job.updates)),
+            "R": cast("WireMap", self.r_object(jobid)),
+            "tasks": [[r.rank, r.first, r.count] for r in blocks(resources, counts)],
+            "taskmap": taskmap(counts),
+            "nonce": self.read(keys.nonce_key(jobid), f"nonce of {f58(jobid)}").decode(),
+            "t_submit": job.t_submit or 0.0,
+            "reattach": reattach,
+            "killed": job.fatal,
+        }

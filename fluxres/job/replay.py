@@ -1,0 +1,79 @@
+"""Reads the active jobs back at the start of an incarnation: state = fold(eventlog).
+
+Only active jobs are read; inactive ones when they are asked for. A record that cannot be read is quarantined: noted in
+the store and reported, its job left as it is, and the rest load.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from fluxres.base.errors import FluxresError
+from fluxres.base.jobid import JobId, f58
+from fluxres.job import keys
+from fluxres.job.records import JobRecords
+from fluxres.job.value import Job, JobState
+from fluxres.kvs.kvs import Kvs
+from fluxres.kvs.ops import PRIMARY, Put, Unlink
+
+log = logging.getLogger("fluxres.job-manager")
+
+BATCH = 256
+"""Records read before other tasks get their turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What the store had: the active jobs in order, the ids in quarantine, and the last jobid ever given."""
+
+    jobs: list[Job]
+    quarantined: frozenset[JobId]
+    last: int
+
+
+async def replay(kvs: Kvs) -> Replayed:
+    """Read all active jobs. Raises what the store raises."""
+    records = JobRecords(kvs)
+    jobs: list[Job] = []
+    bad: dict[JobId, str] = {}
+    for count, jobid in enumerate(_ids(kvs, keys.ACTIVE_INDEX)):
+        try:
+            job = _read(records, jobid)
+        except (FluxresError, ValueError) as error:
+            log.error("quarantining job %s: cannot read its record: %s", f58(jobid), error)
+            bad[jobid] = str(error)
+        else:
+            if job.state is not JobState.INACTIVE:
+                jobs.append(job)
+        if count % BATCH == BATCH - 1:
+            await trio.lowlevel.checkpoint()
+    for jobid, why in bad.items():
+        await kvs.commit(
+            Put(PRIMARY, keys.quarantine_key(jobid), why.encode()),
+            Unlink(PRIMARY, keys.active_key(jobid)),
+            hold=True,
+        )
+    newest = kvs.list_range(PRIMARY, keys.ALL_INDEX, before=None, limit=1)
+    return Replayed(
+        jobs=jobs,
+        quarantined=frozenset(_ids(kvs, keys.QUARANTINE)) | frozenset(bad),
+        last=int(keys.from_index_name(newest[0])) if newest else 0,
+    )
+
+
+def _read(records: JobRecords, jobid: JobId) -> Job:
+    """One job with all that a restart needs of it, so that what cannot be read is found now."""
+    job = records.job(jobid)
+    records.jobspec(jobid)
+    if job.allocated:
+        records.resources(jobid)
+    return job
+
+
+def _ids(kvs: Kvs, index: str) -> list[JobId]:
+    if not kvs.exists(PRIMARY, index):
+        return []
+    return [keys.from_index_name(entry.name) for entry in kvs.list(PRIMARY, index)]
