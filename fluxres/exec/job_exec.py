@@ -1,0 +1,246 @@
+"""The `job-exec` service of rank 0 (RFC 32): runs the jobs that the manager hands it, over all their ranks.
+
+| topic              | payload                             | what it does                                              |
+|--------------------|-------------------------------------|-----------------------------------------------------------|
+| job-exec.start     | id, userid, jobspec, R, tasks,      | streaming, RFC 32 responses; `killed` says that a fatal   |
+|                    | taskmap, nonce, t_submit, reattach, | exception is logged already                               |
+|                    | killed                              |                                                           |
+| job-exec.kill      | id, signum                          | signal the job's tasks                                    |
+| job-exec.cancel    | id                                  | a fatal exception is logged: end the tasks                |
+| job-exec.released  | id                                  | the job's final `release` is durable                      |
+| job-exec.stdin     | id, data, encoding, eof, offset     | standard input, answered when it is durable               |
+| job-exec.inventory | rank, ids                           | what a rank has on disk; answers {unknown}                |
+
+`tasks` are [rank, first task, number of tasks], the layout that the manager made of jobspec and R.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import logging
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+import trio
+
+from fluxres.base.errors import RpcError
+from fluxres.base.eventlog import Event, encode
+from fluxres.base.jobid import JobId, f58, kvs_path
+from fluxres.base.json import JsonObject, JsonValue
+from fluxres.exec.job_run import JobRun, Plan
+from fluxres.exec.progress import decode, guest_namespace, progress_key
+from fluxres.exec.spec import ExecSettings, build_spec
+from fluxres.exec.stdin import INPUT_KEY, stored_input
+from fluxres.exec.translate import EXEC_EVENTLOG_KEY, OUTPUT_KEY
+from fluxres.kvs.kvs import Kvs
+from fluxres.kvs.ops import PRIMARY, Append
+from fluxres.rpc.handle import Handle
+from fluxres.rpc.router import Router
+from fluxres.rpc.server import Request, Service
+from fluxres.wire.payload import WireMap
+
+log = logging.getLogger("fluxres.exec")
+
+
+class _Start(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    userid: int
+    jobspec: dict[str, object]
+    R: dict[str, object]
+    tasks: list[tuple[int, int, int]]
+    taskmap: list[list[int]]
+    nonce: str
+    t_submit: float
+    reattach: bool
+    killed: bool = False
+
+
+class _Signal(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    signum: int
+
+
+class _Id(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+
+
+class _Stdin(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    data: str = ""
+    encoding: str = "UTF-8"
+    eof: bool = False
+    offset: int = -1
+
+
+class _Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    rank: int
+    ids: list[int]
+
+
+class JobExec:
+    """Runs jobs for the manager. `is_active` tells whether a job is one that the manager still has."""
+
+    def __init__(
+        self,
+        *,
+        router: Router,
+        handle: Handle,
+        kvs: Kvs,
+        instance: str,
+        uri: str,
+        settings: ExecSettings,
+        is_active: Callable[[JobId], bool],
+        now: Callable[[], float],
+    ) -> None:
+        self._handle = handle
+        self._kvs = kvs
+        self._instance = instance
+        self._uri = uri
+        self._settings = settings
+        self._is_active = is_active
+        self._now = now
+        self._runs: dict[JobId, JobRun] = {}
+        self._inputs: dict[JobId, trio.Lock] = {}
+        self.service = Service("job-exec", router)
+        self.service.task("start", self._start)
+        self.service.task("kill", self._kill)
+        self.service.task("stdin", self._stdin)
+        self.service.method("end", self._end_run)
+        self.service.method("released", self._released)
+        self.service.method("inventory", self._inventory)
+
+    @property
+    def running(self) -> int:
+        """How many jobs have an execution now."""
+        return len(self._runs)
+
+    async def _start(self, request: Request) -> None:
+        ask = request.parse(_Start)
+        jobid = JobId(ask.id)
+        if jobid in self._runs:
+            raise RpcError(errno.EEXIST, f"job {f58(jobid)} is running already")
+        run = self._runs[jobid] = JobRun(
+            self._plan(ask),
+            kvs=self._kvs,
+            handle=self._handle,
+            respond=request.stream,
+            now=self._now,
+        )
+        try:
+            if ask.reattach:
+                await self._log(jobid, "reattach")
+            await run.run()
+        finally:
+            del self._runs[jobid]
+            self._inputs.pop(jobid, None)
+
+    def _plan(self, ask: _Start) -> Plan:
+        jobid = JobId(ask.id)
+        layout = {rank: list(range(first, first + count)) for rank, first, count in ask.tasks}
+        ranks = {}
+        for rank in layout:
+            record = self._kvs.get(PRIMARY, progress_key(jobid, rank))
+            if record is None:
+                raise RpcError(errno.ENOENT, f"job {f58(jobid)} has no progress record for rank {rank}")
+            ranks[rank] = decode(record)
+
+        def spec(rank: int) -> bytes:
+            return build_spec(
+                jobid=jobid,
+                rank=rank,
+                nonce=ask.nonce,
+                instance=self._instance,
+                userid=ask.userid,
+                jobspec=cast("JsonObject", ask.jobspec),
+                resources=cast("JsonObject", ask.R),
+                layout=layout,
+                taskmap=cast("JsonValue", ask.taskmap),
+                uri=self._uri,
+                t_submit=ask.t_submit,
+                settings=self._settings,
+            )
+
+        return Plan(
+            jobid=jobid,
+            nonce=ask.nonce,
+            ranks=ranks,
+            spec=spec,
+            reattach=ask.reattach,
+            killed=ask.killed,
+            kill_timeout=self._settings.kill_timeout,
+        )
+
+    async def _log(self, jobid: JobId, name: str) -> None:
+        line = encode(Event(self._now(), name))
+        await self._kvs.commit(Append(guest_namespace(jobid), EXEC_EVENTLOG_KEY, line.encode()), hold=True)
+
+    def _run(self, jobid: int) -> JobRun:
+        run = self._runs.get(JobId(jobid))
+        if run is None:
+            raise RpcError(errno.ENOENT, f"job {f58(jobid)} is not running")
+        return run
+
+    async def _kill(self, request: Request) -> None:
+        ask = request.parse(_Signal)
+        await self._run(ask.id).signal(ask.signum)
+
+    def _end_run(self, request: Request) -> None:
+        self._run(request.parse(_Id).id).kill()
+
+    def _released(self, request: Request) -> None:
+        self._run(request.parse(_Id).id).released()
+
+    def _inventory(self, request: Request) -> WireMap:
+        request.require_owner()
+        ask = request.parse(_Inventory)
+        return {"unknown": [jobid for jobid in ask.ids if not self._is_active(JobId(jobid))]}
+
+    async def _stdin(self, request: Request) -> WireMap:
+        ask = request.parse(_Stdin)
+        jobid = JobId(ask.id)
+        await self._wait_for_guest(jobid)
+        self._check_input(request, jobid)
+        try:
+            data = base64.b64decode(ask.data, validate=True) if ask.encoding == "base64" else ask.data.encode()
+        except binascii.Error as error:
+            raise RpcError(errno.EINVAL, f"cannot take standard input: {error}") from error
+        async with self._inputs.setdefault(jobid, trio.Lock()):
+            stored, ended = stored_input(self._kvs, guest_namespace(jobid))
+            offset = stored if ask.offset < 0 else ask.offset
+            if offset > stored:
+                raise RpcError(errno.EINVAL, f"cannot take input at offset {offset}: {stored} bytes are stored")
+            data = data[stored - offset :]
+            if not ended and (data or ask.eof):
+                await self._kvs.commit(self._input_op(jobid, data, eof=ask.eof))
+                stored += len(data)
+        if (run := self._runs.get(jobid)) is not None:
+            run.has_input()
+        return {"offset": stored}
+
+    async def _wait_for_guest(self, jobid: JobId) -> None:
+        """Wait until the job has its guest namespace: with `alloc`. Ends also with its sender's cancel."""
+        if self._is_active(jobid):
+            async with self._kvs.watch(PRIMARY, kvs_path(jobid, "guest", OUTPUT_KEY)) as header:
+                await header.batch()
+
+    def _check_input(self, request: Request, jobid: JobId) -> None:
+        if not self._is_active(jobid):
+            raise RpcError(errno.ENOENT, f"job {f58(jobid)} is not active")
+        owner = self._kvs.namespace(guest_namespace(jobid)).owner
+        if not request.is_owner and owner != request.userid:
+            raise RpcError(errno.EPERM, f"job {f58(jobid)} is another user's")
+
+    def _input_op(self, jobid: JobId, data: bytes, *, eof: bool) -> Append:
+        context: JsonObject = {"stream": "stdin", "rank": "all"}
+        try:
+            context["data"] = data.decode()
+        except UnicodeDecodeError:
+            context["data"] = base64.b64encode(data).decode()
+            context["encoding"] = "base64"
+        if eof:
+            context["eof"] = True
+        line = encode(Event(self._now(), "data", context))
+        return Append(guest_namespace(jobid), INPUT_KEY, line.encode())

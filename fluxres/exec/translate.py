@@ -1,0 +1,92 @@
+"""From a shell's journal records to what the guest namespace holds: RFC 50 events and RFC 24 output. Pure.
+
+A batch of records becomes at most one append to `exec.eventlog` and one to `output`, so that it is committed, with the
+cursor, in one transaction. Output that is valid UTF-8 is stored as text, anything else as base64: per chunk, so that
+every byte can be told again (I3).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from fluxres.base.errors import ProtocolError
+from fluxres.base.eventlog import Event, encode
+from fluxres.base.json import JsonObject
+from fluxres_shell import records
+
+OUTPUT_KEY: Final = "output"
+EXEC_EVENTLOG_KEY: Final = "exec.eventlog"
+TIMEOUT_EVENT: Final = "shell.timeout"
+START_EVENT: Final = "shell.init"
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """What a run of records says. `last` is the sequence number of its last record, 0 when it has none."""
+
+    last: int = 0
+    started: bool = False
+    timed_out: bool = False
+    exit: records.ExitRecord | None = None
+    events: list[str] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
+
+
+def translate(payloads: Iterable[bytes], *, cursor: int) -> Batch:
+    """Read encoded records and drop those at or below `cursor`: they are committed already.
+
+    Raises ProtocolError for a record that cannot be decoded, that leaves a gap, or that follows the exit record.
+    """
+    batch = Batch(last=cursor)
+    for payload in payloads:
+        record = records.decode(payload)
+        if record.seq <= batch.last:
+            continue
+        if record.seq != batch.last + 1 or batch.exit is not None:
+            raise ProtocolError(
+                f"cannot take journal record {record.seq}: {batch.last + 1} was to come"
+                + (", nothing after the exit record" if batch.exit else "")
+            )
+        batch.last = record.seq
+        _take(batch, record)
+    return batch
+
+
+def _take(batch: Batch, record: records.Record) -> None:
+    match record:
+        case records.EventRecord():
+            batch.started = batch.started or record.name == START_EVENT
+            batch.timed_out = batch.timed_out or record.name == TIMEOUT_EVENT
+            batch.events.append(encode(Event(record.time, record.name, cast("JsonObject", record.context))))
+        case records.DataRecord():
+            batch.output.append(_data_line(record))
+        case records.EofRecord():
+            context: JsonObject = {"stream": record.stream, "rank": str(record.task), "eof": True}
+            batch.output.append(encode(Event(record.time, "data", context)))
+        case records.ExitRecord():
+            batch.started = True
+            batch.exit = record
+
+
+def _data_line(record: records.DataRecord) -> str:
+    context: JsonObject = {"stream": record.stream, "rank": str(record.task)}
+    try:
+        context["data"] = record.data.decode()
+    except UnicodeDecodeError:
+        context["data"] = base64.b64encode(record.data).decode()
+        context["encoding"] = "base64"
+    return encode(Event(record.time, "data", context))
+
+
+def output_header(*, time: float, tasks: int) -> str:
+    """The first entry of a job's output (RFC 24)."""
+    context: JsonObject = {
+        "version": 1,
+        "encoding": {"stdout": "UTF-8", "stderr": "UTF-8"},
+        "count": {"stdout": tasks, "stderr": tasks},
+        "options": {},
+    }
+    return encode(Event(time, "header", context))
