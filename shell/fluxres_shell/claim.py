@@ -253,9 +253,7 @@ def _remove_stale(dirfd: int, name: str) -> bool:
         os.close(fd)
 
 
-def _record(
-    nonce: str, spec_sha256: str, *, boot_id: str | None, void: bool = False, reason: str = ""
-) -> ClaimRecord:
+def _record(nonce: str, spec_sha256: str, *, boot_id: str | None, void: bool = False, reason: str = "") -> ClaimRecord:
     return ClaimRecord(
         version=CLAIM_VERSION,
         pid=os.getpid(),
@@ -273,7 +271,7 @@ def _link(dirfd: int, record: ClaimRecord) -> int | None:
     for _attempt in range(TAKE_ATTEMPTS):
         name, fd = _write_temporary(dirfd, record)
         try:
-            won = _link_temporary(dirfd, name)
+            won = _link_temporary(dirfd, name, record)
             if won:
                 os.fsync(dirfd)
         except FileNotFoundError:
@@ -289,12 +287,14 @@ def _link(dirfd: int, record: ClaimRecord) -> int | None:
     raise FileNotFoundError(errno.ENOENT, f"cannot write the claim: swept away {TAKE_ATTEMPTS} times", CLAIM)
 
 
-def _link_temporary(dirfd: int, name: str) -> bool:
+def _link_temporary(dirfd: int, name: str, record: ClaimRecord) -> bool:
     """Link a temporary to the claim's name and remove it, whatever comes of that. Whether it won."""
     try:
-        hit("claim.before")
+        if not record.void:  # the failpoint is a shell's
+            hit("claim.before")
         os.link(name, CLAIM, src_dir_fd=dirfd, dst_dir_fd=dirfd, follow_symlinks=False)
-        hit("claim.after")
+        if not record.void:
+            hit("claim.after")
     except FileExistsError:
         return False
     finally:
