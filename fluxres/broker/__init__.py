@@ -1,0 +1,1 @@
+"""The broker: configuration, the incarnation loop, and the wiring of services into scopes."""

@@ -1,0 +1,1 @@
+"""The `fluxres` command: one module a subcommand, each with `main(argv) -> exit status`."""

@@ -1,0 +1,132 @@
+"""What the commands share: the argument parser, argument types, and output.
+
+Kept small: every command imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from typing import TYPE_CHECKING, TypeVar
+
+from fluxres.base.errors import FluxresError, ProtocolError, RpcError
+from fluxres.wire.messages import NODEID_ANY
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from fluxres.client import Client
+    from fluxres.wire.payload import WireMap
+
+T = TypeVar("T")
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose wrong usage is one line and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser(command: str, description: str, *, usage: str | None = None, connects: bool = True) -> Parser:
+    """The parser of `fluxres COMMAND`, with --uri (where the command connects) and -v.
+
+    `usage` is what follows the program's name in the usage line, where argparse's own is not good enough.
+    Programs are named `fluxres-COMMAND` in errors.
+    """
+    made = Parser(
+        prog=f"fluxres-{command}",
+        usage=None if usage is None else f"fluxres {command} {usage}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    if connects:
+        made.add_argument("--uri", metavar="URI", help="the broker's socket, local:///path (default: FLUXRES_URI)")
+    made.add_argument("-v", "--verbose", action="count", default=0, help="say more, tracebacks included")
+    return made
+
+
+def subcommands(of: Parser) -> _SubParsersAction[Parser]:
+    """Give a parser subcommands, one of which is then required; the one chosen is in `args.subcommand`."""
+    return of.add_subparsers(dest="subcommand", metavar="COMMAND", required=True, parser_class=Parser)
+
+
+def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Make an argparse type of a function that raises ValueError or FluxresError with a text for people."""
+
+    def checked(text: str) -> T:
+        try:
+            return parse(text)
+        except (ValueError, FluxresError) as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return checked
+
+
+def whole_number(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    if not text.isascii() or not text.isdigit():
+        raise ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    number = whole_number(text)
+    if not number:
+        raise ArgumentTypeError(f"{text!r} is not above 0")
+    return number
+
+
+class Explain:
+    """A context manager that turns an error response into `cannot WHAT: why`."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RpcError):
+            why = error.text
+            raise FluxresError(why if why.startswith("cannot ") else f"cannot {self._what}: {why}") from error
+
+
+def write_bytes(data: bytes, descriptor: int = 1) -> None:
+    """Write all of `data` to stdout (2: stderr) as it is, after what was printed before.
+
+    Raises OSError; BrokenPipeError ends the command quietly.
+    """
+    stream = sys.stdout if descriptor == 1 else sys.stderr
+    stream.flush()
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def field(payload: WireMap, key: str, kind: type[T]) -> T:
+    """`payload[key]`, which must be a `kind`. Raises ProtocolError."""
+    value = payload.get(key)
+    if isinstance(value, kind):
+        return value
+    raise ProtocolError(f"cannot use the broker's answer: its {key} is {value!r}")
+
+
+def number(payload: WireMap, key: str) -> float:
+    """`payload[key]`, which must be a number. Raises ProtocolError."""
+    value = payload.get(key)
+    if isinstance(value, int | float):
+        return float(value)
+    raise ProtocolError(f"cannot use the broker's answer: its {key} is {value!r}")
+
+
+def attribute(client: Client, name: str, nodeid: int = NODEID_ANY) -> str:
+    """The value of a broker attribute. Raises FluxresError: `cannot get attribute …`."""
+    with Explain(f"get attribute {name}"):
+        return field(client.call("attr.get", {"name": name}, nodeid=nodeid), "value", str)

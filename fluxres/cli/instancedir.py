@@ -1,0 +1,238 @@
+"""The directories and the configuration file of an instance that `fluxres start` makes.
+
+    <rundir>/fluxres.toml    the brokers' configuration
+    <rundir>/local-<rank>    the brokers' sockets
+    <rundir>/broker-<rank>.log, <rundir>/start.log
+    <statedir>/<rank>/       what a broker must not lose
+    <rundir>/start.lock, <statedir>/start.lock
+                             locked by the `fluxres start` that supervises the instance
+
+The rundir of a durable instance follows from its statedir, so that the URI that running jobs and waiting
+commands know stays right when the instance is started again. Both directories are the user's own, mode 0700.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from fluxres.base.errors import FluxresError
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Toml: TypeAlias = "bool | int | float | str | list[Toml] | dict[str, Toml]"
+
+CONFIG: Final = "fluxres.toml"
+START_LOG: Final = "start.log"
+LOCK: Final = "start.lock"
+OURS: Final = ("bootstrap.size", "bootstrap.fanout", "broker.statedir", "broker.rundir", "broker.temporary")
+"""Keys that options of `fluxres start` set."""
+PROBE_TIMEOUT: Final = 1.0
+"""Seconds that a broker may take to answer when we look whether one is still there."""
+
+
+class InstanceDir:
+    """Where an instance lives."""
+
+    def __init__(self, statedir: str | None, rundir: str | None) -> None:
+        """Choose and make the directories; without a `statedir` the instance is temporary.
+
+        Raises FluxresError where a directory cannot be made or is not the user's own.
+        """
+        self.temporary = statedir is None
+        if rundir is not None:
+            self.rundir = os.path.abspath(rundir)
+        elif statedir is not None:
+            self.rundir = _durable_rundir(os.path.abspath(statedir))
+        else:
+            self.rundir = f"{os.environ.get('TMPDIR') or '/tmp'}/fluxres-{os.getuid()}-{os.urandom(5).hex()}"
+        self._made_rundir = _own(self.rundir)
+        self.statedir = f"{self.rundir}/state" if statedir is None else os.path.abspath(statedir)
+        _own(self.statedir)
+        self.locks = [self._take_lock(directory) for directory in (self.statedir, self.rundir)]
+        self._refuse_orphans()
+
+    @property
+    def uri(self) -> str:
+        """The URI of rank 0."""
+        return f"local://{self.socket(0)}"
+
+    @property
+    def config(self) -> str:
+        """The path of the brokers' configuration file."""
+        return f"{self.rundir}/{CONFIG}"
+
+    def socket(self, rank: int) -> str:
+        """The path of a rank's socket."""
+        return f"{self.rundir}/local-{rank}"
+
+    def log(self, rank: int) -> str:
+        """The path of a rank's log."""
+        return f"{self.rundir}/broker-{rank}.log"
+
+    def write_config(self, size: int, fanout: int | None, settings: dict[str, Toml]) -> None:
+        """Write the configuration file: what the options say, and `settings` (see `parse_settings`)."""
+        tables: dict[str, Toml] = {"bootstrap": {"size": size}, "broker": {}}
+        for key, value in settings.items():
+            put(tables, key, value)
+        for key, ours in (
+            ("broker.statedir", self.statedir),
+            ("broker.rundir", self.rundir),
+            ("broker.temporary", self.temporary),
+            ("bootstrap.fanout", fanout),
+        ):
+            if ours is not None:
+                put(tables, key, ours)
+        temporary = f"{self.config}.{os.getpid()}"
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(dump(tables))
+            os.replace(temporary, self.config)
+        except UnicodeEncodeError as error:
+            raise FluxresError(f"cannot write {self.config}: {error.object!r} is not UTF-8") from error
+
+    def remove(self) -> None:
+        """Remove what a temporary instance leaves; of a directory that was there before, only ours."""
+        import shutil
+
+        if self._made_rundir:
+            shutil.rmtree(self.rundir, ignore_errors=True)
+            return
+        shutil.rmtree(self.statedir, ignore_errors=True)
+        for name in os.listdir(self.rundir):
+            if name in (CONFIG, START_LOG, LOCK) or name.startswith(("local-", "broker-")):
+                os.unlink(f"{self.rundir}/{name}")
+
+    def _take_lock(self, directory: str) -> int:
+        """Lock a directory for this process and its forks. Raises FluxresError where it is locked."""
+        path = f"{directory}/{LOCK}"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FluxresError(
+                f"cannot start: {directory} is in use by another fluxres start (FLUXRES_URI={self.uri})"
+            ) from error
+        return lock
+
+    def _refuse_orphans(self) -> None:
+        """Raise FluxresError where brokers have outlived their `fluxres start`."""
+        for name in os.listdir(self.rundir):
+            if name.startswith("local-") and _answers(f"{self.rundir}/{name}"):
+                raise FluxresError(
+                    f"cannot start: a broker of {self.statedir} is running without a fluxres start "
+                    f"(to end it: fluxres --uri local://{self.rundir}/{name} shutdown)"
+                )
+
+
+def _durable_rundir(statedir: str) -> str:
+    from hashlib import blake2s
+
+    base = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
+    return f"{base}/fluxres-{os.getuid()}-{blake2s(os.fsencode(statedir), digest_size=6).hexdigest()}"
+
+
+def _own(path: str) -> bool:
+    """Make a directory that is ours alone; returns whether it is new.
+
+    Raises FluxresError where it cannot be made or is not ours alone.
+    """
+    try:
+        os.makedirs(path, mode=0o700)
+    except FileExistsError:
+        pass  # then it is checked below
+    except OSError as error:
+        raise FluxresError(f"cannot make directory {path}: {error.strerror}") from error
+    else:
+        return True
+    found = os.stat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise FluxresError(f"cannot use {path}: {os.strerror(errno.ENOTDIR)}")
+    if found.st_uid != os.getuid():
+        raise FluxresError(f"cannot use directory {path}: it belongs to user {found.st_uid}")
+    if found.st_mode & 0o022:
+        raise FluxresError(f"cannot use directory {path}: others can write to it (chmod 700 would do)")
+    return False
+
+
+def _answers(path: str) -> bool:
+    """Whether a broker answers at a socket that is there."""
+    from fluxres.client import Client
+
+    try:
+        Client.connect(f"local://{path}", PROBE_TIMEOUT).close()
+    except FluxresError:
+        return False
+    return True
+
+
+# --- settings and TOML
+
+
+def parse_settings(settings: list[str]) -> dict[str, Toml]:
+    """Read `KEY=VALUE` settings: a value is TOML, and plain text where it is none. Raises FluxresError."""
+    found: dict[str, Toml] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or "." not in key or not all(key.split(".")):
+            raise FluxresError(f"cannot set {setting!r}: a setting is TABLE.KEY=VALUE")
+        if key in OURS:
+            raise FluxresError(f"cannot set {key} with --conf: fluxres start sets it itself (see --help)")
+        found[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> Toml:
+    import tomllib
+
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value: Toml = table["value"]
+    return value if len(table) == 1 else text
+
+
+def put(tables: dict[str, Toml], key: str, value: Toml) -> None:
+    """Set a dotted key. Raises FluxresError where a part of it has a value already."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = tables.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise FluxresError(f"cannot set {key}: {part} is no table")
+        tables = inner
+    tables[last] = value
+
+
+def dump(tables: dict[str, Toml], prefix: str = "") -> str:
+    """Write nested tables as TOML."""
+    lines = [f"{_key(key)} = {_toml(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+    text = "".join(f"{line}\n" for line in lines)
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            text += f"[{prefix}{_key(key)}]\n{dump(value, f'{prefix}{_key(key)}.')}"
+    return text
+
+
+def _key(key: str) -> str:
+    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if bare else _toml(key)
+
+
+def _toml(value: Toml) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(
+            f"\\u{ord(char):04x}" if char < " " or char == "\x7f" or char in '"\\' else char for char in value
+        )
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(each) for each in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_key(key)} = {_toml(each)}' for key, each in value.items())}}}"
+    return str(value)

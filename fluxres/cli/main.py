@@ -1,0 +1,146 @@
+"""`fluxres COMMAND …`: find the command's module, import it alone, run it, and turn what goes wrong into
+words.
+
+Exit status: the command's own; 1 for an error (one line on stderr, `fluxres-COMMAND: cannot X: why`), 2 for
+wrong usage, 130 after Ctrl-C, 141 when whoever read our output has gone. A traceback is shown only with -v or
+FLUXRES_DEBUG.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from fluxres.base.errors import FluxresError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+EXIT_BROKEN_PIPE: Final = 141
+
+COMMANDS: Final = {
+    "cancel": ("fluxres.cli.cancel:main", "cancel jobs"),
+    "config": ("fluxres.cli.config:main", "check configuration files"),
+    "dmesg": ("fluxres.cli.dmesg:main", "show the broker's log"),
+    "getattr": ("fluxres.cli.attr:getattr_main", "show a broker attribute"),
+    "health": ("fluxres.cli.health:main", "show whether each service of a broker keeps up"),
+    "job": ("fluxres.cli.job:main", "attach to, wait for, inspect and change jobs"),
+    "jobs": ("fluxres.cli.jobs:main", "list jobs"),
+    "kvs": ("fluxres.cli.kvs:main", "read and write the key-value store"),
+    "lsattr": ("fluxres.cli.attr:lsattr_main", "list broker attributes"),
+    "ping": ("fluxres.cli.ping:main", "measure the time to a service and back"),
+    "run": ("fluxres.cli.run:main", "run a job and wait for it"),
+    "setattr": ("fluxres.cli.attr:setattr_main", "set a broker attribute"),
+    "shutdown": ("fluxres.cli.shutdown:main", "end the instance"),
+    "start": ("fluxres.cli.start:main", "start a local instance"),
+    "submit": ("fluxres.cli.submit:main", "submit jobs"),
+    "uptime": ("fluxres.cli.uptime:main", "show how long the instance has been running"),
+    "version": ("fluxres.cli.version:main", "show versions"),
+}
+"""Command name -> `module:function`, and what it does."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `fluxres` with the arguments of this process, or with `argv`; returns the exit status."""
+    name = "fluxres"
+    argv = sys.argv[1:] if argv is None else argv
+    verbose = "-v" in argv or "--verbose" in argv
+    try:
+        name, argv = _split(argv)
+        status = _run(name, argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _silence()
+        return EXIT_BROKEN_PIPE
+    except FluxresError as error:
+        return _report(name, str(error))
+    except OSError as error:
+        return _report(name, _words(name, error))
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
+    except Exception as error:
+        return _report(name, f"internal error: {type(error).__name__}: {error}", trace=verbose)
+    return status
+
+
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """Take the options before the command; returns the command and its arguments."""
+    position = 0
+    while position < len(argv) and argv[position].startswith("-"):
+        option, _, value = argv[position].partition("=")
+        position += 1
+        if option in ("-h", "--help"):
+            return "help", []
+        if option in ("-V", "--version"):
+            return "version", []
+        if option in ("-v", "--verbose"):
+            continue
+        if option == "--uri" and (value or position < len(argv)):
+            if not value:
+                value = argv[position]
+                position += 1
+            os.environ["FLUXRES_URI"] = value
+        else:
+            return "", [option]
+    rest = argv[position:]
+    return (rest[0], rest[1:]) if rest else ("", [])
+
+
+def _run(name: str, argv: list[str]) -> int:
+    if name == "help":
+        print(_usage())
+        return 0
+    if name not in COMMANDS:
+        wrong = f"{name!r} is no command" if name else f"{argv[0]!r} is no option" if argv else "no command"
+        print(f"fluxres: {wrong} (fluxres --help lists the commands)", file=sys.stderr)
+        return EXIT_USAGE
+    return find(name)(argv)
+
+
+def find(name: str) -> Callable[[list[str]], int]:
+    """Import the module of a command and return its function."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    command: Callable[[list[str]], int] = getattr(__import__(module, fromlist=[function]), function)
+    return command
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {what}" for name, (_where, what) in COMMANDS.items()]
+    return "\n".join(["usage: fluxres [--uri URI] [-v] COMMAND …", "", *lines])
+
+
+def _words(name: str, error: OSError) -> str:
+    what = f" {error.filename!r}" if error.filename is not None else ""
+    return f"cannot {name}{what}: {error.strerror or error}"
+
+
+def _report(name: str, text: str, *, trace: bool = False) -> int:
+    """Say what went wrong, in one line; with `trace` or FLUXRES_DEBUG after the traceback."""
+    if not text.startswith(("cannot ", "internal error")):
+        text = f"cannot {name}: {text}"
+    try:
+        if trace or os.environ.get("FLUXRES_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        print(f"fluxres-{name}: {' '.join(text.split())}" if name != "fluxres" else text, file=sys.stderr)
+    except OSError:
+        _silence()  # nobody is left to tell
+    return EXIT_ERROR
+
+
+def _silence() -> None:
+    """Send what is still buffered nowhere, so that flushing it at exit does not fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
