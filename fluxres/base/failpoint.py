@@ -1,9 +1,10 @@
-"""Failpoints: places where a test can have a process killed, to the instruction.
+"""Failpoints: places where a test can have a process killed, or stopped, to the instruction.
 
 `FLUXRES_FAILPOINT=NAME` or `NAME@N` in the environment makes the first, or the N-th, `hit(NAME)` of a process
-send it SIGKILL. The variable is read once, at import; without it a hit costs one comparison. An unknown name
-raises at import, so that no test passes because its failpoint was never there. A process forked later, as
-shells are from the launcher, inherits what is armed and the number of hits so far.
+send it SIGKILL. With `=stop` behind it, it is SIGSTOP: the process goes on from there at a SIGCONT. The variable
+is read once, at import; without it a hit costs one comparison. An unknown name raises at import, so that no test
+passes because its failpoint was never there. A process forked later, as shells are from the launcher, inherits
+what is armed and the number of hits so far.
 
 Each name exists as NAME.before and NAME.after: just before and just after the thing that it names.
 
@@ -15,7 +16,7 @@ Each name exists as NAME.before and NAME.after: just before and just after the t
 | `start-request` | broker   | rank 0 sends a rank the request to start its shell                            |
 | `launch`        | broker   | a rank's broker, the `spec` being written, asks its launcher for a shell      |
 | `fork`          | launcher | the launcher forks a shell                                                    |
-| `claim`         | shell    | the shell links its claim                                                     |
+| `claim`         | shell    | the shell links its claim (or a broker one that is void)                      |
 | `first-record`  | shell    | the shell appends the first record of its journal                             |
 | `start-durable` | broker   | rank 0 commits a job's `start` event                                          |
 | `ack`           | broker   | rank 0 acknowledges records that it has committed                             |
@@ -53,25 +54,26 @@ _PLACES: Final = (
     "clean",
 )
 
-FAILPOINTS: Final[tuple[str, ...]] = tuple(
-    f"{place}.{side}" for place in _PLACES for side in ("before", "after")
-)
+FAILPOINTS: Final[tuple[str, ...]] = tuple(f"{place}.{side}" for place in _PLACES for side in ("before", "after"))
 """Every name that can be armed and hit."""
 
 _MAX_COUNT_DIGITS: Final = 9
 
 # Not signal.SIGKILL: every process imports this module, and few need the signal module otherwise.
 _SIGKILL: Final = 9
+_SIGSTOP: Final = 19
+_ACTIONS: Final = {"": _SIGKILL, "stop": _SIGSTOP}
 
 
 class _Armed:
-    """The armed failpoint, and how many hits of it are still to come; the last one kills."""
+    """The armed failpoint, how many hits of it are still to come, and the signal of the last one."""
 
-    __slots__ = ("hits_left", "name")
+    __slots__ = ("hits_left", "name", "signum")
 
-    def __init__(self, name: str, hits_left: int) -> None:
+    def __init__(self, name: str, hits_left: int, signum: int) -> None:
         self.name = name
         self.hits_left = hits_left
+        self.signum = signum
 
 
 def _arm(environ: Mapping[str, str]) -> _Armed | None:
@@ -79,23 +81,22 @@ def _arm(environ: Mapping[str, str]) -> _Armed | None:
     setting = environ.get(VARIABLE)
     if not setting:
         return None
-    name, at, count = setting.partition("@")
+    place, _equals, action = setting.partition("=")
+    name, at, count = place.partition("@")
     if name not in FAILPOINTS:
         raise ValueError(f"cannot arm failpoint {name!r}: unknown, one of {', '.join(FAILPOINTS)}")
-    if at and not (
-        count.isascii() and count.isdecimal() and len(count) <= _MAX_COUNT_DIGITS and int(count) > 0
-    ):
-        raise ValueError(
-            f"cannot arm failpoint {setting!r}: what follows @ must be a number of hits, 1 or more"
-        )
-    return _Armed(name, int(count) if at else 1)
+    if at and not (count.isascii() and count.isdecimal() and len(count) <= _MAX_COUNT_DIGITS and int(count) > 0):
+        raise ValueError(f"cannot arm failpoint {setting!r}: what follows @ must be a number of hits, 1 or more")
+    if action not in _ACTIONS:
+        raise ValueError(f"cannot arm failpoint {setting!r}: what follows = must be stop")
+    return _Armed(name, int(count) if at else 1, _ACTIONS[action])
 
 
 _armed = _arm(os.environ)
 
 
 def hit(name: str) -> None:
-    """Pass the failpoint `name`: kills this process when it is armed and this is the hit that counts.
+    """Pass the failpoint `name`: kills, or stops, this process when it is armed and this is the hit that counts.
 
     Raises ValueError when any failpoint is armed and `name` is not one of `FAILPOINTS`.
     """
@@ -107,6 +108,7 @@ def hit(name: str) -> None:
         return
     _armed.hits_left -= 1
     if _armed.hits_left == 0:
-        os.kill(os.getpid(), _SIGKILL)
-        # Only PID 1 of a pid namespace gets here: the kernel ignores a SIGKILL that it sends to itself.
-        os._exit(128 + _SIGKILL)
+        os.kill(os.getpid(), _armed.signum)
+        if _armed.signum == _SIGKILL:
+            # Only PID 1 of a pid namespace gets here: the kernel ignores a SIGKILL that it sends to itself.
+            os._exit(128 + _SIGKILL)

@@ -37,8 +37,9 @@ log = logging.getLogger("fluxres.exec")
 RETRY_MIN: Final = 0.02
 RETRY_MAX: Final = 1.0
 """Seconds between two looks at a shell that lives and does not answer; doubled from the one to the other."""
-START_TRIES: Final = 5
-"""Times that a shell is started which ends before it has a claim; then the start is given up."""
+START_TRIES: Final = 8
+"""Times that a shell is started which ends before it has a claim, its launcher's death included; then the start is
+given up. The pauses between them grow, so that many jobs do not wear out one launcher after the other."""
 BATCH_BYTES: Final = 512 * 1024
 """Bytes of records that are read from a dead shell's journal at a time."""
 COMMANDS: Final = 256
@@ -49,6 +50,9 @@ RELEASE_GRACE: Final = 5.0
 CLEANUP_ROUNDS: Final = 100
 CLEANUP_PAUSE: Final = 0.02
 """How often, and how many seconds apart, the processes of a dead shell are looked for and killed."""
+REAP_ROUNDS: Final = 25
+REAP_PAUSE: Final = 0.02
+"""How often, and how many seconds apart, the kernel is asked how a dead shell ended."""
 
 Send = Callable[[WireMap], Awaitable[None]]
 
@@ -210,13 +214,18 @@ class Attendant:
             nursery.cancel_scope.cancel()
 
     async def _launch(self, done: trio.CancelScope) -> None:
+        if self._starts > 1:
+            await self._pause()
         try:
             await self._launcher.launch(self._path, self._jobid, self._rank)
         except FluxresError as error:
             log.error("job %s: %s", f58(self._jobid), error)
-            await trio.sleep(self._retry)
         hit("launch.after")
         done.cancel()
+
+    async def _pause(self) -> None:
+        await trio.sleep(self._retry)
+        self._retry = min(2 * self._retry, RETRY_MAX)
 
     async def _wait(self) -> None:
         """Wait until the shell dies, or for a while: then it is asked again."""
@@ -307,14 +316,23 @@ class Attendant:
         """The shell died without an exit record: pass on what it still said, end its tasks, say why."""
         await self._read_out(dirfd, send)
         status = signal.SIGKILL.value
-        info = None if self._pidfd is None else pidfd.exit_info(self._pidfd)
-        if info is not None and info.status is not None:
-            why += f" ({_how(info.status)})"
         left = await self._kill_tasks()
+        why += await self._how_it_died()
         if left:
             why += f"; {left} of its processes would not die"
         await send({"type": "lost", "note": f"{why} on rank {self._rank}", "status": status, "leftover": left})
         await self._released.wait()
+
+    async def _how_it_died(self) -> str:
+        """What the kernel tells of the shell's end, which it does once somebody has reaped it: soon, or never."""
+        if self._pidfd is None:
+            return ""
+        for _ in range(REAP_ROUNDS):
+            info = pidfd.exit_info(self._pidfd)
+            if info is not None and info.status is not None:
+                return f" ({_how(info.status)})"
+            await trio.sleep(REAP_PAUSE)
+        return ""
 
 
 def _how(status: int) -> str:

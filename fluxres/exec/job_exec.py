@@ -6,7 +6,7 @@
 |                    | taskmap, nonce, t_submit, reattach, | exception is logged already                               |
 |                    | killed                              |                                                           |
 | job-exec.kill      | id, signum                          | signal the job's tasks                                    |
-| job-exec.cancel    | id                                  | a fatal exception is logged: end the tasks                |
+| job-exec.end       | id                                  | a fatal exception is logged: end the tasks                |
 | job-exec.released  | id                                  | the job's final `release` is durable                      |
 | job-exec.stdin     | id, data, encoding, eof, offset     | standard input, answered when it is durable               |
 | job-exec.inventory | rank, ids                           | what a rank has on disk; answers {unknown}                |
@@ -33,7 +33,7 @@ from fluxres.base.json import JsonObject, JsonValue
 from fluxres.exec.job_run import JobRun, Plan
 from fluxres.exec.progress import decode, guest_namespace, progress_key
 from fluxres.exec.spec import ExecSettings, build_spec
-from fluxres.exec.stdin import INPUT_KEY, stored_input
+from fluxres.exec.stdin import INPUT_KEY, StoredInput
 from fluxres.exec.translate import EXEC_EVENTLOG_KEY, OUTPUT_KEY
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Append
@@ -103,7 +103,8 @@ class JobExec:
         self._is_active = is_active
         self._now = now
         self._runs: dict[JobId, JobRun] = {}
-        self._inputs: dict[JobId, trio.Lock] = {}
+        self._inputs: dict[JobId, StoredInput] = {}
+        self._ended_early: set[JobId] = set()
         self.service = Service("job-exec", router)
         self.service.task("start", self._start)
         self.service.task("kill", self._kill)
@@ -122,6 +123,9 @@ class JobExec:
         jobid = JobId(ask.id)
         if jobid in self._runs:
             raise RpcError(errno.EEXIST, f"job {f58(jobid)} is running already")
+        if jobid in self._ended_early:
+            self._ended_early.discard(jobid)
+            ask = msgspec.structs.replace(ask, killed=True)
         run = self._runs[jobid] = JobRun(
             self._plan(ask),
             kvs=self._kvs,
@@ -188,7 +192,11 @@ class JobExec:
         await self._run(ask.id).signal(ask.signum)
 
     def _end_run(self, request: Request) -> None:
-        self._run(request.parse(_Id).id).kill()
+        jobid = JobId(request.parse(_Id).id)
+        if jobid in self._runs:
+            self._runs[jobid].kill()
+        elif self._is_active(jobid):
+            self._ended_early.add(jobid)  # its start is on the way to a task of its own
 
     def _released(self, request: Request) -> None:
         self._run(request.parse(_Id).id).released()
@@ -207,18 +215,28 @@ class JobExec:
             data = base64.b64decode(ask.data, validate=True) if ask.encoding == "base64" else ask.data.encode()
         except binascii.Error as error:
             raise RpcError(errno.EINVAL, f"cannot take standard input: {error}") from error
-        async with self._inputs.setdefault(jobid, trio.Lock()):
-            stored, ended = stored_input(self._kvs, guest_namespace(jobid))
-            offset = stored if ask.offset < 0 else ask.offset
-            if offset > stored:
-                raise RpcError(errno.EINVAL, f"cannot take input at offset {offset}: {stored} bytes are stored")
-            data = data[stored - offset :]
-            if not ended and (data or ask.eof):
-                await self._kvs.commit(self._input_op(jobid, data, eof=ask.eof))
-                stored += len(data)
+        if (stored := self._inputs.get(jobid)) is None:
+            stored = self._inputs[jobid] = StoredInput(self._kvs, guest_namespace(jobid))
+        async with stored.lock:
+            offset = stored.size if ask.offset < 0 else ask.offset
+            if offset > stored.size:
+                why = f"{stored.size} bytes are stored"
+                raise RpcError(errno.EINVAL, f"cannot take input at offset {offset}: {why}")
+            data = data[stored.size - offset :]
+            if not stored.ended and (data or ask.eof):
+                await self._commit_input(jobid, stored, data, eof=ask.eof)
         if (run := self._runs.get(jobid)) is not None:
             run.has_input()
-        return {"offset": stored}
+        return {"offset": stored.size}
+
+    async def _commit_input(self, jobid: JobId, stored: StoredInput, data: bytes, *, eof: bool) -> None:
+        """Commit, and count. Whether a commit that was waited for in vain took place, only the store knows."""
+        try:
+            await self._kvs.commit(self._input_op(jobid, data, eof=eof))
+        except trio.Cancelled:
+            self._inputs.pop(jobid, None)
+            raise
+        stored.added(data, eof=eof)
 
     async def _wait_for_guest(self, jobid: JobId) -> None:
         """Wait until the job has its guest namespace: with `alloc`. Ends also with its sender's cancel."""

@@ -34,18 +34,27 @@ def input_bytes(event: Event) -> tuple[bytes, bool]:
     return raw, event.context.get("eof") is True
 
 
-def stored_input(kvs: Kvs, guest: str) -> tuple[int, bool]:
-    """How many bytes of standard input are stored, and whether it has ended.
+class StoredInput:
+    """A job's standard input as it is stored: how many bytes, and whether it has ended.
 
-    Counted from the eventlog each time: input is short, and a count kept beside it could differ from it.
+    Counted from the eventlog once; after that whoever holds `lock` and commits more adds to the count.
     """
-    stored, ended, after = 0, False, 0
-    while kvs.exists(guest, INPUT_KEY) and (chunks := kvs.chunks(guest, INPUT_KEY, after=after)):
-        for event in decode(b"".join(chunk.data for chunk in chunks)):
-            data, eof = input_bytes(event)
-            stored, ended = stored + len(data), ended or eof
-        after = chunks[-1].seq
-    return stored, ended
+
+    def __init__(self, kvs: Kvs, guest: str) -> None:
+        self.lock = trio.Lock()
+        self.size = 0
+        self.ended = False
+        after = 0
+        while kvs.exists(guest, INPUT_KEY) and (chunks := kvs.chunks(guest, INPUT_KEY, after=after)):
+            for event in decode(b"".join(chunk.data for chunk in chunks)):
+                data, eof = input_bytes(event)
+                self.added(data, eof=eof)
+            after = chunks[-1].seq
+
+    def added(self, data: bytes, *, eof: bool) -> None:
+        """These bytes are durable, and with `eof` the end."""
+        self.size += len(data)
+        self.ended = self.ended or eof
 
 
 class StdinPump:

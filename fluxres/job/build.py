@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from fluxres.base.json import JsonObject, JsonValue
@@ -26,9 +25,10 @@ _SLOT_LABEL: Final = "task"
 _ATTRIBUTE_ROOTS: Final = ("attributes.", "user.", "system.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a command line says about a job, already read (`fluxres.job.options`).
+class Facts(NamedTuple):
+    """What a command line says about a job, already read (`fluxres.job.options`); always built by keywords.
+
+    A named tuple, because importing dataclasses would cost every `fluxres run` 10 ms.
 
     `ntasks` None means one, or one a node, exclusively, where `nodes` is given. `duration` is in seconds, 0
     for no limit. `shell_options` and `attributes` have dotted keys; the latter are below `system` unless they

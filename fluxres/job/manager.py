@@ -59,8 +59,12 @@ class Manager:
         """Look after jobs until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(self.scheduler.run)
-            task_status.started()
+            try:
+                await nursery.start(self.scheduler.run)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     # --- what the services ask for
 
@@ -120,6 +124,8 @@ class Manager:
     # --- what is owed
 
     def _changed(self, entry: Entry, events: Sequence[Event]) -> None:
+        if self._nursery is None:
+            return  # this incarnation is over: the next one owes the same
         job = entry.durable
         jobid = JobId(job.id)
         if job.state is not JobState.SCHED and jobid in self.scheduler:
@@ -133,7 +139,7 @@ class Manager:
 
     def _pay(self, entry: Entry) -> None:
         """Do what is owed now, unless it, or an event that may change what is owed, is under way already."""
-        if entry.under_way:
+        if entry.under_way or self._nursery is None:
             return
         job = entry.durable
         jobid = JobId(job.id)

@@ -97,15 +97,16 @@ class Watching:
         try:
             while True:
                 watcher.arm()
-                version = self._kvs.version(ask.namespace)
-                place, value = self._read(request, ask)
+                with self._kvs.snapshot():
+                    place, value = self._read(request, ask)
+                    namespace = self._kvs.namespace(place.way[-1][0])
                 watcher.follow(place.way)
                 state = hashlib.sha256(pack(value)).digest() if compare else place
                 if state != sent:
                     sent = state
                     await request.stream({"val": value})
                 elif ask.flags & READDIR:
-                    await self._kvs.wait_version(place.way[-1][0], version + 1)
+                    await self._kvs.wait_version(namespace.name, namespace.version + 1)
                 else:
                     await watcher.changed()
         finally:

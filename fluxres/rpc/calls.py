@@ -7,6 +7,7 @@ terminal response comes or the connection is lost.
 
 from __future__ import annotations
 
+import errno
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -57,7 +58,7 @@ class Calls:
     ) -> Message:
         """Begin a call and return its request. Raises RpcError EAGAIN when `MAX_CALLS` are out."""
         if len(self._calls) >= MAX_CALLS:
-            raise RpcError(11, f"cannot call {topic}: {MAX_CALLS} calls are out already")
+            raise RpcError(errno.EAGAIN, f"cannot call {topic}: {MAX_CALLS} calls are out already")
         while self._next in self._calls:
             self._next = self._next % MATCHTAG_BOUND + 1
         flags = MessageFlag.STREAMING if streaming else MessageFlag.NONE
@@ -83,9 +84,9 @@ class Calls:
         return cancel_request(asked)
 
     def receive(self, response: Message) -> Reply | None:
-        """Take a response; None where nobody waits for it.
+        """Take a response; None where nobody waits for it. Raises ProtocolError for what is no response.
 
-        Raises ProtocolError for what is no response or has a payload that cannot be decoded.
+        A payload that cannot be decoded is an error of its call (EPROTO) and of no other.
         """
         if response.type is not MessageType.RESPONSE:
             raise ProtocolError(f"cannot take a {response.type.name.lower()} message for a response")
@@ -101,11 +102,12 @@ class Calls:
         if response.errnum:
             text = (response.payload or b"").decode(errors="replace")
             return Reply(matchtag, {}, RpcError(response.errnum, text), last)
-        return Reply(matchtag, unpack_map(response.payload), None, last)
+        try:
+            return Reply(matchtag, unpack_map(response.payload), None, last)
+        except ProtocolError as error:
+            return Reply(matchtag, {}, RpcError(errno.EPROTO, str(error)), last)
 
     def lost(self, error: RpcError) -> list[Reply]:
         """The connection is gone: end every call; returns the replies for those still waited for."""
         calls, self._calls = self._calls, {}
-        return [
-            Reply(tag, {}, error, last=True) for tag, (state, _) in calls.items() if state is CallState.OPEN
-        ]
+        return [Reply(tag, {}, error, last=True) for tag, (state, _) in calls.items() if state is CallState.OPEN]

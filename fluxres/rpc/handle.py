@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from fluxres.base.errors import RpcError
 from fluxres.rpc.calls import Calls, Reply
 from fluxres.rpc.router import Router
 from fluxres.wire.messages import NODEID_ANY, Message, Role, request
@@ -75,6 +76,7 @@ class Handle:
         self._router = router
         self._id = f"{name}@{router.rank}"
         self._userid = userid
+        self._closed = False
         self._calls = Calls()
         self._streams: dict[int, ResponseStream] = {}
         router.add_endpoint(self)
@@ -85,8 +87,11 @@ class Handle:
         return self._id
 
     def close(self) -> None:
-        """Withdraw the handle: its requests are cancelled."""
+        """Withdraw the handle: its requests are cancelled, and whoever still waits gets RpcError ECONNRESET."""
+        self._closed = True
         self._router.remove_endpoint(self, "the requester has closed")
+        for reply in self._calls.lost(_closed()):
+            self._streams[reply.matchtag].put(reply)
 
     def deliver(self, message: Message) -> None:
         """Take a response (the router calls this)."""
@@ -100,7 +105,9 @@ class Handle:
     async def drained(self, matchtag: int) -> None:
         """Return as soon as the stream of `matchtag` has room, or has no reader any more."""
         stream = self._streams.get(matchtag)
-        if stream is not None:
+        if stream is None:
+            await trio.lowlevel.checkpoint()  # the producer learns of its cancellation here
+        else:
             await stream.room()
 
     def send(self, topic: str, payload: WireMap, *, nodeid: int = NODEID_ANY) -> None:
@@ -124,6 +131,8 @@ class Handle:
     async def _open(
         self, topic: str, payload: WireMap | None, *, nodeid: int, streaming: bool
     ) -> AsyncIterator[ResponseStream]:
+        if self._closed:
+            raise _closed()
         asked = self._calls.open(topic, payload, nodeid=nodeid, streaming=streaming)
         replies = self._streams[asked.matchtag] = ResponseStream()
         try:
@@ -140,3 +149,7 @@ class Handle:
         self._router.request(
             message._replace(route=(self._id,), userid=self._userid, rolemask=int(Role.OWNER | Role.LOCAL))
         )
+
+
+def _closed() -> RpcError:
+    return RpcError(errno.ECONNRESET, "cannot call: the handle is closed")

@@ -106,10 +106,13 @@ class Router:
     def receive(self, source: Endpoint, message: Message) -> None:
         """Take `message` as it came from `source`, a client or a peer."""
         if message.type is MessageType.REQUEST:
-            if len(message.route) >= MAX_ROUTE:
-                log.warning("dropping %s: its route has %d hops", message.topic, len(message.route))
-                return
-            self.request(message._replace(route=(*message.route, source.id)))
+            long = len(message.route) >= MAX_ROUTE
+            message = message._replace(route=(*message.route, source.id))
+            if long:
+                log.warning("refusing %s: its route has %d hops", message.topic, len(message.route))
+                self._refuse(message, errno.EPROTO, f"the route of {message.topic!r} is too long")
+            else:
+                self.request(message)
         elif message.type is MessageType.RESPONSE:
             if self.tracker.answered(source.id, message):
                 self.response(message)
@@ -160,7 +163,7 @@ class Router:
             service.dispatch(message)
 
     def _forward(self, hop: Endpoint | None, message: Message, unreachable: str) -> None:
-        if hop is None:
+        if hop is None or message.route[-1:] == (hop.id,):  # never back to where it came from
             self._refuse(message, errno.EHOSTUNREACH, unreachable)
         else:
             self.tracker.sent(hop.id, message)

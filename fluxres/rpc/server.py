@@ -9,7 +9,10 @@ Three kinds of handler:
 - `method`: a plain function; what it returns is the response. The cheapest, and the usual one.
 - `deferred`: a plain function that keeps the request and answers later (from a commit's callback, say).
 - `task`: an async function in the service's nursery, with a scope of its own that `<service>.cancel` and the
-  requester's disconnect cancel. What it returns is the response; for a streaming request, returning is ENODATA.
+  requester's disconnect cancel. What it returns is the response, None for a stream, which then ends with ENODATA.
+
+A request that is flagged streaming ends with an error in any case (RFC 6): where its handler sends a single response,
+ENODATA follows that. A response that no frame can hold is answered with EMSGSIZE instead.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import trio
 
 from fluxres.base.errors import IllegalTransition, ProtocolError, RpcError
 from fluxres.rpc.router import Router
-from fluxres.rpc.tracker import error_response, is_terminal
+from fluxres.rpc.tracker import came_through, error_response, is_terminal
+from fluxres.wire.framing import MAX_FRAME
 from fluxres.wire.messages import Message, Role, response_to
 from fluxres.wire.payload import WireMap, pack, unpack_map
 
@@ -34,6 +38,8 @@ T = TypeVar("T")
 
 MAX_OPEN: Final = 20_000
 """Requests that one service may have unanswered; the next one gets EAGAIN."""
+MAX_PAYLOAD: Final = MAX_FRAME - 64 * 1024
+"""Bytes of a response's payload: a frame also holds its header, route included."""
 
 
 class Ended(Enum):
@@ -92,12 +98,29 @@ class Request:
             raise RpcError(errno.EPERM, f"{self.message.topic} is for the instance owner")
 
     def respond(self, payload: WireMap | None = None) -> None:
-        """Send a response: the terminal one, or the next of a streaming request."""
+        """Send the response, or from a task the next one of a streaming request.
+
+        Raises RpcError EMSGSIZE for one of a stream that is too large.
+        """
         body = None if payload is None else pack(payload)
+        streams = self.message.is_streaming and self.scope is not None
+        if body is not None and len(body) > MAX_PAYLOAD:
+            text = f"cannot answer {self.message.topic}: {len(body)} bytes, the bound is {MAX_PAYLOAD}"
+            if streams:
+                raise RpcError(errno.EMSGSIZE, text)
+            self.fail(errno.EMSGSIZE, text)
+            return
         self._service.send(self, response_to(self.message, payload=body))
+        if self.message.is_streaming and not streams:
+            self.fail(errno.ENODATA)
 
     async def stream(self, payload: WireMap) -> None:
-        """Send the next response of a streaming request, then wait until its path has room for another."""
+        """Send the next response of a streaming request, then wait until its path has room for another.
+
+        Raises RpcError EPROTO where the request is not flagged streaming, or wants no response at all.
+        """
+        if not self.message.is_streaming or not self.message.wants_response:
+            raise RpcError(errno.EPROTO, f"{self.message.topic} wants a streaming request")
         self.respond(payload)
         endpoint = self._service.router.endpoint_of(self.message)
         if endpoint is None:
@@ -131,18 +154,22 @@ class Service:
 
     def method(self, name: str, handler: Method) -> None:
         """Answer `<service>.<name>` with what `handler` returns."""
-        self._methods[name] = handler
+        self._methods[_allowed(name)] = handler
 
     def deferred(self, name: str, handler: Deferred) -> None:
         """Hand `<service>.<name>` to `handler`, which answers when it can."""
-        self._deferred[name] = handler
+        self._deferred[_allowed(name)] = handler
 
     def task(self, name: str, handler: TaskMethod) -> None:
         """Run `handler` in a task for each `<service>.<name>`."""
-        self._tasks[name] = handler
+        self._tasks[_allowed(name)] = handler
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Register with the router and serve until cancelled; then everything unanswered is answered ENOSYS."""
+        """Register with the router and serve until cancelled.
+
+        A service ends with its incarnation, and so do the connections to it: whoever waits for an answer learns
+        from that, and asks again. An error here would be taken for the answer.
+        """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.router.add_service(self.name, self)
@@ -152,8 +179,9 @@ class Service:
             finally:
                 self._nursery = None
                 self.router.remove_service(self.name)
-                for request in list(self._open.values()):
-                    request.fail(errno.ENOSYS, f"service {self.name} is stopping")
+                for request in self._open.values():
+                    request.ended = Ended.DISCONNECTED
+                self._open.clear()
 
     # --- health
 
@@ -167,27 +195,27 @@ class Service:
     def dispatch(self, message: Message) -> None:
         """Take a request from the router."""
         name = message.method
-        if name == "cancel" or name.endswith("-cancel"):
-            self._cancel(message)
-            return
-        if name == "disconnect":
-            self.disconnected(message.route)
+        if _is_reserved(name):
+            if name == "disconnect":
+                self.disconnected(message.route)
+            else:
+                self._cancel(message)
+            if message.wants_response:
+                self.router.response(error_response(message, errno.EPROTO, f"{name} has no response"))
             return
         request = Request(self, message, trio.current_time())
         if message.wants_response:
             key = (message.route, message.matchtag)
             if key in self._open or len(self._open) >= MAX_OPEN:
                 text = "its matchtag is in use" if key in self._open else f"{MAX_OPEN} requests are waiting"
-                self.router.response(
-                    error_response(message, errno.EAGAIN, f"cannot take {message.topic}: {text}")
-                )
+                self.router.response(error_response(message, errno.EAGAIN, f"cannot take {message.topic}: {text}"))
                 return
             self._open[key] = request
         self._start(name, request)
 
     def disconnected(self, route: tuple[str, ...]) -> None:
-        """Whoever sends with `route` is gone: cancel its requests, answer none of them."""
-        for key in [key for key in self._open if key[0] == route]:
+        """Whoever sends with `route`, or through it, is gone: cancel its requests, answer none of them."""
+        for key in [key for key in self._open if came_through(key[0], route)]:
             request = self._open.pop(key)
             request.ended = Ended.DISCONNECTED
             _cancel(request)
@@ -213,6 +241,7 @@ class Service:
         elif (deferred := self._deferred.get(name)) is not None:
             self._guard(request, lambda: deferred(request))
         elif (task := self._tasks.get(name)) is not None and self._nursery is not None:
+            request.scope = trio.CancelScope()  # here, so that a cancel right behind the request finds it
             self._nursery.start_soon(self._run_task, task, request, name=f"{self.name}.{name}")
         else:
             request.fail(errno.ENOSYS, f"service {self.name} has no method {name!r}")
@@ -226,24 +255,21 @@ class Service:
             self._broken(request, error)
 
     async def _run_task(self, handler: TaskMethod, request: Request) -> None:
-        if request.ended is not None:
+        if request.ended is not None or request.scope is None:
             return
-        with trio.CancelScope() as request.scope:
+        with request.scope:
             try:
                 payload = await handler(request)
-            except RpcError as error:
-                request.fail(error.errnum, error.text)
+                if payload is not None or not request.message.is_streaming:
+                    request.respond(payload)
+                if request.message.is_streaming:
+                    request.fail(errno.ENODATA)
             except Exception as error:
                 refusal = _refusal_in(error)
                 if refusal is None:
                     self._broken(request, error)
                     raise
                 request.fail(refusal.errnum, refusal.text)
-            else:
-                if request.message.is_streaming:
-                    request.fail(errno.ENODATA)
-                else:
-                    request.respond(payload)
             return
         if request.ended is None:
             request.fail(errno.ECANCELED, f"{request.message.topic} was cancelled")
@@ -266,11 +292,23 @@ class Service:
             _cancel(request)
 
 
+def _is_reserved(name: str) -> bool:
+    """Whether a method name belongs to RPC itself: cancel, `<method>-cancel`, disconnect."""
+    return name in ("cancel", "disconnect") or name.endswith("-cancel")
+
+
+def _allowed(name: str) -> str:
+    if _is_reserved(name):
+        raise ValueError(f"cannot serve a method named {name!r}: RPC itself uses that name")
+    return name
+
+
 def _cancel(request: Request) -> None:
     if request.scope is not None:
         request.scope.cancel()
     elif request.on_cancel is not None:
-        request.on_cancel()
+        on_cancel, request.on_cancel = request.on_cancel, None
+        on_cancel()
 
 
 def _refusal_in(error: BaseException) -> RpcError | None:

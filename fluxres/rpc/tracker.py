@@ -26,7 +26,12 @@ def is_terminal(response: Message) -> bool:
 
 def error_response(asked: Message, errnum: int, text: str) -> Message:
     """The error response to `asked`; its payload is the text for people, as UTF-8."""
-    return response_to(asked, errnum=errnum, payload=text.encode())
+    return response_to(asked, errnum=errnum, payload=text.encode(errors="replace"))
+
+
+def came_through(route: tuple[str, ...], via: tuple[str, ...]) -> bool:
+    """Whether a request with `route` was sent by whoever sends with `via`, or went through it (a lost child)."""
+    return route[-len(via) :] == via
 
 
 class Tracker:
@@ -62,13 +67,13 @@ class Tracker:
         return [error_response(asked, errno.EHOSTUNREACH, why) for asked in entries.values()]
 
     def disconnected(self, route: tuple[str, ...]) -> list[tuple[str, Message]]:
-        """Whoever sends with `route` is gone: end its requests.
+        """Whoever sends with `route` is gone, and all that sent through it: end their requests.
 
         Returns, by hop, the cancel requests that tell the services.
         """
         cancels = []
         for hop, entries in list(self._hops.items()):
-            for key in [key for key in entries if key[0] == route]:
+            for key in [key for key in entries if came_through(key[0], route)]:
                 asked = entries[key]
                 cancels.append((hop, cancel_request(asked)))
                 self._forget(hop, key)

@@ -9,6 +9,7 @@ from typing import Final, cast
 import cbor2
 
 from fluxres.base.errors import ProtocolError
+from fluxres.wire.cbor import load
 from fluxres.wire.messages import Message, MessageFlag, MessageType
 
 PROTOCOL_VERSION: Final = 1
@@ -19,9 +20,7 @@ MAX_TOPIC: Final = 255
 MAX_DEPTH: Final = 3
 WORD: Final = 0xFFFFFFFF
 FIELDS: Final = 10
-_KNOWN_FLAGS: Final = int(
-    MessageFlag.NORESPONSE | MessageFlag.UPSTREAM | MessageFlag.PRIVATE | MessageFlag.STREAMING
-)
+_KNOWN_FLAGS: Final = int(MessageFlag.NORESPONSE | MessageFlag.UPSTREAM | MessageFlag.PRIVATE | MessageFlag.STREAMING)
 _TYPES: Final = {int(kind): kind for kind in MessageType}
 _FLAGS: Final = {value: MessageFlag(value) for value in range(_KNOWN_FLAGS + 1) if not value & ~_KNOWN_FLAGS}
 
@@ -36,16 +35,11 @@ def encode(message: Message) -> bytes:
 
 def decode(body: bytes) -> Message:
     """Decode the body of one frame. Raises ProtocolError, with what is wrong, for anything malformed."""
-    try:
-        fields = cast("object", cbor2.loads(body, max_depth=MAX_DEPTH))
-    except (cbor2.CBORError, ValueError, TypeError, OverflowError) as error:
-        raise ProtocolError(f"cannot decode a message of {len(body)} bytes: {error}") from error
+    fields = load(body, what="a message", max_depth=MAX_DEPTH)
     if not isinstance(fields, list) or len(fields) != FIELDS:
         raise ProtocolError(f"cannot decode a message: it is not an array of {FIELDS}")
-    version, kind, flags, userid, rolemask, aux, matchtag, topic, route, payload = cast(
-        "list[object]", fields
-    )
-    if version != PROTOCOL_VERSION:
+    version, kind, flags, userid, rolemask, aux, matchtag, topic, route, payload = cast("list[object]", fields)
+    if type(version) is not int or version != PROTOCOL_VERSION:
         raise ProtocolError(f"cannot decode a message: version {version!r} is not {PROTOCOL_VERSION}")
     for name, word in (("userid", userid), ("rolemask", rolemask), ("aux", aux), ("matchtag", matchtag)):
         if type(word) is not int or not 0 <= word <= WORD:

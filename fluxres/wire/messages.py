@@ -143,9 +143,7 @@ def response_to(asked: Message, *, payload: bytes | None = None, errnum: int = 0
 
 def event(topic: str, payload: bytes | None, *, sequence: int, userid: int, rolemask: int) -> Message:
     """Build an event, as rank 0 publishes it with its number."""
-    return Message(
-        MessageType.EVENT, topic, payload, userid=userid, rolemask=rolemask, aux=sequence, matchtag=0
-    )
+    return Message(MessageType.EVENT, topic, payload, userid=userid, rolemask=rolemask, aux=sequence, matchtag=0)
 
 
 def control(kind: int, status: int = 0, payload: bytes | None = None) -> Message:

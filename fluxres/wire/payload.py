@@ -12,6 +12,7 @@ from typing import Final, TypeAlias, cast
 import cbor2
 
 from fluxres.base.errors import ProtocolError
+from fluxres.wire.cbor import load
 
 MAX_DEPTH: Final = 32
 """Nesting depth of a payload."""
@@ -26,10 +27,7 @@ pack = cbor2.dumps
 
 def unpack(data: bytes) -> Wire:
     """Decode one CBOR item that is all of `data`. Raises ProtocolError where it is anything else."""
-    try:
-        return cast("Wire", cbor2.loads(data, max_depth=MAX_DEPTH))
-    except (cbor2.CBORError, ValueError, TypeError, OverflowError) as error:
-        raise ProtocolError(f"cannot decode a payload of {len(data)} bytes: {error}") from error
+    return cast("Wire", load(data, what="a payload", max_depth=MAX_DEPTH))
 
 
 def unpack_map(data: bytes | None) -> WireMap:

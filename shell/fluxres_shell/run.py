@@ -114,8 +114,7 @@ class _Shell:
             self._journal.reserve()
             leftover.become_subreaper()
             user = tasks.find_user(spec.userid)
-            name = f"jobtmp-{spec.rank}-{f58(spec.id, ascii=True)}"
-            self._tmpdir = tasks.make_tmpdir(spec.tmpdir_base, name, user)
+            self._tmpdir = tasks.make_tmpdir(spec.tmpdir_base, _tmpdir_name(spec), user)
             loop.tasks = tasks.open_streams(spec, self._tmpdir, user, self._submitted())
             self._make_cgroup()
             for task in loop.tasks:
@@ -154,7 +153,8 @@ class _Shell:
     def _taskmap(self) -> Wire:
         """RFC 34: as the broker gave it, else tasks in blocks over the nodes."""
         if self._spec.taskmap is not None:
-            return cast("Wire", self._spec.taskmap)
+            given = cast("Wire", self._spec.taskmap)
+            return {"version": 1, "map": given} if isinstance(given, list) else given
         each, more = divmod(self._spec.ntasks_total, self._spec.nnodes)
         blocks: list[Wire] = [[0, more, each + 1, 1]] if more else []
         if each:
@@ -186,6 +186,12 @@ class _Shell:
         if journal.flush() or journal.flush_into_reserve():
             with contextlib.suppress(OSError):  # it is written, if not for longer than the node lives
                 journal.sync()
+
+
+def _tmpdir_name(spec: ShellSpec) -> str:
+    """As flux-shell's, and with the instance: several on a node may draw the same jobid, and share /tmp."""
+    instance = "".join(letter for letter in spec.instance if letter.isalnum())[:8]
+    return f"jobtmp-{spec.rank}-{f58(spec.id, ascii=True)}-{instance}"
 
 
 def _piped(spec: ShellSpec) -> list[str]:

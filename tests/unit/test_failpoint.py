@@ -24,9 +24,7 @@ def run(setting: str | None, code: str = HITS) -> subprocess.CompletedProcess[st
     environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     if setting is not None:
         environ[VARIABLE] = setting
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +44,18 @@ def test_a_process_that_is_not_armed_for_the_hit_goes_on(setting: str | None) ->
     assert done.stdout.split() == ["0", "1", "2"]
 
 
+def test_an_armed_process_is_stopped_and_goes_on() -> None:
+    environ = {**os.environ, VARIABLE: "claim.before@2=stop"}
+    process = subprocess.Popen([sys.executable, "-c", HITS], env=environ, stdout=subprocess.PIPE, text=True)
+    _pid, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    assert os.WSTOPSIG(status) == signal.SIGSTOP
+    os.kill(process.pid, signal.SIGCONT)
+    output, _errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert output.split() == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("setting", "why"),
     [
@@ -54,6 +64,7 @@ def test_a_process_that_is_not_armed_for_the_hit_goes_on(setting: str | None) ->
         ("claim.before@0", "must be a number of hits, 1 or more"),
         ("claim.before@", "must be a number of hits, 1 or more"),
         ("claim.before@x", "must be a number of hits, 1 or more"),
+        ("claim.before=sleep", "what follows = must be stop"),
     ],
 )
 def test_a_wrong_setting_raises_at_import(setting: str, why: str) -> None:
