@@ -49,7 +49,7 @@ class LocalClient:
         self._sock = sock
         self._router = router
         self._userid = userid
-        self._rolemask = int(Role.LOCAL | (Role.OWNER if userid == owner else Role.USER))
+        self._rolemask = Role.LOCAL | (Role.OWNER if userid == owner else Role.USER)
         self._decoder = FrameDecoder()
         self._outbox = bytearray()
         self._corked = False

@@ -79,7 +79,7 @@ class SelfService:
             **request.payload,
             "route": route,
             "userid": request.userid,
-            "rolemask": int(request.message.rolemask),
+            "rolemask": request.message.rolemask,
             "rank": self._rank,
         }
 

@@ -16,6 +16,7 @@ lives and does not answer is UNKNOWN, and is asked again for as long as it lives
 | none, but a spec     | may start                         | START                                                  |
 | none, but a spec     | may not start                     | VOID_IT: link a void claim, then look again            |
 | none, no spec        |                                   | NOTHING: ENOENT to rank 0, which knows whether to start |
+| none, or void        | rank 0 has records of its shell   | LOST: it began, and its directory is not what it was    |
 | unreadable           | locked                            | WAIT                                                   |
 | unreadable           | free                              | LOST: with the reason                                  |
 """
@@ -55,10 +56,12 @@ class Facts:
     rebooted: bool = False
     reason: str = ""
     may_start: bool = False
+    begun: bool = False
 
 
 NODE_REBOOTED: Final = "the node was rebooted while the job was running"
 SHELL_DIED: Final = "the job shell was killed"
+CLAIM_GONE: Final = "the job shell's claim is gone, although it had begun"
 
 
 def decide(facts: Facts) -> tuple[Decision, str]:
@@ -66,6 +69,8 @@ def decide(facts: Facts) -> tuple[Decision, str]:
     if not facts.nonce_matches:
         return Decision.FOREIGN, "the claim is of another job: its nonce differs"
     match facts.kind:
+        case Kind.VOID | Kind.UNCLAIMED | Kind.NOTHING if facts.begun:
+            return Decision.LOST, CLAIM_GONE
         case Kind.ALIVE:
             return (Decision.ATTACH if facts.answers else Decision.WAIT), ""
         case Kind.VOID:

@@ -147,7 +147,7 @@ class Handle:
 
     def _send(self, message: Message) -> None:
         self._router.request(
-            message._replace(route=(self._id,), userid=self._userid, rolemask=int(Role.OWNER | Role.LOCAL))
+            message._replace(route=(self._id,), userid=self._userid, rolemask=Role.OWNER | Role.LOCAL)
         )
 
 

@@ -20,16 +20,14 @@ MAX_TOPIC: Final = 255
 MAX_DEPTH: Final = 3
 WORD: Final = 0xFFFFFFFF
 FIELDS: Final = 10
-_KNOWN_FLAGS: Final = int(MessageFlag.NORESPONSE | MessageFlag.UPSTREAM | MessageFlag.PRIVATE | MessageFlag.STREAMING)
 _TYPES: Final = {int(kind): kind for kind in MessageType}
-_FLAGS: Final = {value: MessageFlag(value) for value in range(_KNOWN_FLAGS + 1) if not value & ~_KNOWN_FLAGS}
 
 
 def encode(message: Message) -> bytes:
     """Encode `message`. The result is the body of one frame."""
     kind, topic, payload, flags, userid, rolemask, aux, matchtag, route = message
     return cbor2.dumps(
-        (PROTOCOL_VERSION, int(kind), int(flags), userid, int(rolemask), aux, matchtag, topic, route, payload)
+        (PROTOCOL_VERSION, int(kind), flags, userid, rolemask, aux, matchtag, topic, route, payload)
     )
 
 
@@ -46,7 +44,7 @@ def decode(body: bytes) -> Message:
             raise ProtocolError(f"cannot decode a message: {name} {word!r} is no 32-bit word")
     if type(kind) is not int or kind not in _TYPES:
         raise ProtocolError(f"cannot decode a message: unknown type {kind!r}")
-    if type(flags) is not int or flags not in _FLAGS:
+    if type(flags) is not int or flags & ~MessageFlag.ALL:
         raise ProtocolError(f"cannot decode a message: unknown flags {flags!r}")
     if type(topic) is not str or len(topic) > MAX_TOPIC:
         raise ProtocolError("cannot decode a message: its topic is no text or too long")
@@ -56,7 +54,7 @@ def decode(body: bytes) -> Message:
         _TYPES[kind],
         topic,
         payload,
-        _FLAGS[flags],
+        flags,
         cast("int", userid),
         cast("int", rolemask),
         cast("int", aux),

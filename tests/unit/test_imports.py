@@ -14,8 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = ("base", "wire", "rpc", "overlay", "kvs", "exec", "sched", "job", "broker", "status", "cli")
 """Lowest first. A room imports from itself and from lower ones."""
-NEIGHBOURS = {("exec", "job"), ("exec", "sched")}
-"""Pairs (from, to) that may look up: what is needed there is pure (a jobspec, a layout)."""
 TOP = {"fluxres": 1, "fluxres.client": 3, "fluxres.session": 3}
 """Modules outside of rooms: how many of the lowest rooms each may import."""
 PURE = (
@@ -107,7 +105,7 @@ def _goes_up(module: str, target: str) -> bool:
     if below is not None:
         if above is None:  # only commands are above fluxres.client
             return target.startswith("fluxres.") and ROOMS.index(below) < ROOMS.index("status")
-        return ROOMS.index(above) > ROOMS.index(below) and (below, above) not in NEIGHBOURS
+        return ROOMS.index(above) > ROOMS.index(below)
     return above is not None and module in TOP and ROOMS.index(above) >= TOP[module]
 
 

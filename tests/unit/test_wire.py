@@ -25,7 +25,7 @@ from fluxres.wire.payload import MAX_DEPTH, Wire, pack, unpack, unpack_map
 
 WORDS = st.integers(0, 0xFFFFFFFF)
 TOPICS = st.text(max_size=MAX_TOPIC)
-FLAGS = st.sampled_from([MessageFlag(value) for value in range(0x80) if not value & ~0x74])
+FLAGS = st.sampled_from([value for value in range(0x80) if not value & ~MessageFlag.ALL])
 MESSAGES = st.builds(
     Message,
     st.sampled_from(MessageType),

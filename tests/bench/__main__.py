@@ -1,0 +1,52 @@
+"""`make bench`: how fast and how small fluxres is, as a table of medians. Never a test: machines differ and are noisy.
+
+    python -m tests.bench [--runs N] [NAME …]
+
+Each line says what was measured, the median of its runs with their range, the goal, and what peers do on the same kind
+of machine (flux-core 0.88 built from source, Slurm 22.05 from Debian: figures of this project's issue 2, not measured
+here). The fsync time of the disk is measured first, because durable commits stand on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench import jobs, memory, rpc, startup
+from tests.bench.measure import Measurement
+
+ALL = {**rpc.MEASURED, **jobs.MEASURED, **startup.MEASURED, **memory.MEASURED}
+
+
+def main() -> int:
+    """Run the chosen measurements, all by default, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure fluxres.")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each measurement (default 3)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(ALL)}")
+    args = parser.parse_args()
+    unknown = set(args.names) - set(ALL)
+    if unknown:
+        parser.error(f"cannot measure {', '.join(sorted(unknown))}: unknown")
+    print(f"{'measured':<46} {'median':>10} {'range':>19}  {'goal':<12} peers")
+    for name in args.names or ALL:
+        measurement = ALL[name]
+        values = []
+        for _ in range(measurement.runs or args.runs):
+            with tempfile.TemporaryDirectory(prefix="fluxres-bench-") as directory:
+                values.append(measurement.run(Path(directory)))
+        _print(measurement, values)
+    return 0
+
+
+def _print(measurement: Measurement, values: list[float]) -> None:
+    median = statistics.median(values)
+    spread = f"{min(values):,.{measurement.digits}f}–{max(values):,.{measurement.digits}f}"
+    shown = f"{median:,.{measurement.digits}f} {measurement.unit}"
+    print(f"{measurement.what:<46} {shown:>10} {spread:>19}  {measurement.goal:<12} {measurement.peers}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
