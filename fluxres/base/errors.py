@@ -60,9 +60,7 @@ class IllegalTransition(FluxresError):
         shown = ", ".join(self.history[-MAX_SHOWN_HISTORY:]) or "none"
         if len(self.history) > MAX_SHOWN_HISTORY:
             shown = f"…, {shown}"
-        super().__init__(
-            f"cannot apply {event} to {what}: not allowed in state {state} (events so far: {shown})"
-        )
+        super().__init__(f"cannot apply {event} to {what}: not allowed in state {state} (events so far: {shown})")
 
     def __reduce__(self) -> tuple[type[IllegalTransition], tuple[str, str, str, tuple[str, ...]]]:
         """Copy and pickle from the four fields: by default only the text would reach `__init__`."""

@@ -25,9 +25,7 @@ _MAX_DIGITS: Final = 18
 _CHARS: Final = r"[!-+\--Z\\^-~]"  # printable ASCII but for comma and square brackets
 _HOST: Final = re.compile(rf"{_CHARS}{{1,{MAX_HOST_LENGTH}}}")
 _AFFIX: Final = rf"{_CHARS}{{0,{MAX_HOST_LENGTH}}}"
-_EXPRESSION: Final = re.compile(
-    rf"(?P<prefix>{_AFFIX})(?:\[(?P<idlist>[0-9,-]+)\](?P<suffix>{_AFFIX}))?(?:,|\Z)"
-)
+_EXPRESSION: Final = re.compile(rf"(?P<prefix>{_AFFIX})(?:\[(?P<idlist>[0-9,-]+)\](?P<suffix>{_AFFIX}))?(?:,|\Z)")
 _ELEMENT: Final = re.compile(rf"([0-9]{{1,{_MAX_DIGITS}}})(?:-([0-9]{{1,{_MAX_DIGITS}}}))?")
 _DIGITS: Final = re.compile("[0-9]+")
 _MAX_SHOWN: Final = 100
@@ -185,9 +183,7 @@ def _idlist(ids: list[int], width: int) -> str:
             runs[-1] = (low, number)
         else:
             runs.append((number, number))
-    return ",".join(
-        f"{low:0{width}d}" if low == high else f"{low:0{width}d}-{high:0{width}d}" for low, high in runs
-    )
+    return ",".join(f"{low:0{width}d}" if low == high else f"{low:0{width}d}-{high:0{width}d}" for low, high in runs)
 
 
 def _bad(text: str, why: str) -> ValueError:

@@ -19,9 +19,7 @@ MAX_ID_COUNT: Final = 1 << 18
 """The most ids in one set. A short string can name a vast range: this bounds what reading it may cost."""
 
 _MAX_DIGITS: Final = len(str(MAX_ID))
-_ELEMENT: Final = re.compile(
-    rf"(0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}})(?:-(0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}}))?"
-)
+_ELEMENT: Final = re.compile(rf"(0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}})(?:-(0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}}))?")
 _MAX_SHOWN: Final = 100
 
 

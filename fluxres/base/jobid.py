@@ -53,9 +53,7 @@ def parse_jobid(text: str) -> JobId:
         value = int(word) if _DECIMAL.fullmatch(word) else None
     if value is None or value > MAX_JOBID:
         shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-        raise ValueError(
-            f"cannot parse jobid {shown!r}: it is no jobid in decimal, 0x hex, dothex or F58 (ƒ…)"
-        )
+        raise ValueError(f"cannot parse jobid {shown!r}: it is no jobid in decimal, 0x hex, dothex or F58 (ƒ…)")
     return JobId(value)
 
 
@@ -98,9 +96,7 @@ class FluidClock:
     def __init__(self, generator_id: int, epoch_ms: int, last: int = 0) -> None:
         """Start above `last`; raises ValueError when the generator id or `last` is out of range."""
         if not 0 <= generator_id <= MAX_GENERATOR_ID:
-            raise ValueError(
-                f"cannot use generator id {generator_id}: it must be from 0 to {MAX_GENERATOR_ID}"
-            )
+            raise ValueError(f"cannot use generator id {generator_id}: it must be from 0 to {MAX_GENERATOR_ID}")
         self._generator_id = generator_id
         self._epoch_ms = epoch_ms
         self._last = _checked(last)

@@ -6,6 +6,7 @@ two files set is refused as well.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Annotated, Final, cast
 
@@ -101,9 +102,15 @@ def parse(tables: JsonValue, source: str) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"cannot use configuration {source}: {_named(str(error))}") from error
     try:
-        parse_fsd(config.exec.kill_timeout)
+        if not math.isfinite(parse_fsd(config.exec.kill_timeout)):
+            raise ValueError("it must be finite")
     except ValueError as error:
         raise ConfigError(f"cannot use configuration {source}: exec.kill-timeout: {error}") from error
+    if config.exec.segment_size > config.exec.journal_limit:
+        raise ConfigError(
+            f"cannot use configuration {source}: exec.segment-size {config.exec.segment_size} is more than "
+            f"exec.journal-limit {config.exec.journal_limit}"
+        )
     return config
 
 
@@ -116,7 +123,10 @@ def _named(text: str) -> str:
 def _files(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
-    names = sorted(name for name in os.listdir(path) if name.endswith(".toml"))
+    try:
+        names = sorted(name for name in os.listdir(path) if name.endswith(".toml"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     if not names:
         raise ConfigError(f"cannot read configuration {path}: there is no *.toml file in it")
     return [os.path.join(path, name) for name in names]

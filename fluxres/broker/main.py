@@ -40,6 +40,11 @@ def main() -> int:
         config = load(args.config)
         if not 0 <= args.rank < config.bootstrap.size:
             raise FluxresError(f"cannot be rank {args.rank}: the instance has {config.bootstrap.size} ranks")
+        if config.bootstrap.size > 1:
+            raise FluxresError(
+                f"cannot start an instance of {config.bootstrap.size} brokers: this version has no overlay; "
+                "set bootstrap.size to 1"
+            )
         statedir = Statedir(os.path.join(config.broker.statedir, str(args.rank)))
     except FluxresError as error:
         print(f"fluxres-broker: {error}", file=sys.stderr)

@@ -30,7 +30,7 @@ from fluxres.wire.payload import WireMap
 from fluxres_shell import claim, pidfd
 from fluxres_shell.find import Found, Kind, PeerMismatch, connect, find
 from fluxres_shell.leftover import kill_marked
-from fluxres_shell.segments import SegmentReader, exit_record
+from fluxres_shell.segments import SegmentReader, exit_record, list_segments
 
 log = logging.getLogger("fluxres.exec")
 
@@ -133,7 +133,9 @@ class Attendant:
     async def _step(self, send: Send) -> bool:
         """Look, decide, act; True when there is nothing left to do."""
         if not jobdir.exists(self._path):
-            raise RpcError(errno.ENOENT, f"no directory for job {f58(self._jobid)}")
+            if not self._sent:
+                raise RpcError(errno.ENOENT, f"no directory for job {f58(self._jobid)}")
+            os.makedirs(self._path, mode=jobdir.PRIVATE)  # somebody removed it: what ran is lost, and never runs again
         with jobdir.opened(self._path) as dirfd:
             facts, sock = self._gather(dirfd)
             decision, why = decide(facts)
@@ -181,6 +183,7 @@ class Attendant:
                 rebooted=found.rebooted,
                 reason=found.reason,
                 may_start=self._may_start,
+                begun=self._sent > 0,
             )
             return facts, sock
 
@@ -237,7 +240,6 @@ class Attendant:
         self._retry = min(2 * self._retry, RETRY_MAX)
 
     async def _attached(self, link: ShellLink, send: Send) -> None:
-        self._retry = RETRY_MIN
         try:
             await link.send({"type": "attach", "nonce": self._nonce, "from": self._sent + 1})
             async with trio.open_nursery() as nursery:
@@ -249,7 +251,7 @@ class Attendant:
             log.debug("job %s: the connection to the shell is lost", f58(self._jobid))
         except* ProtocolError as errors:
             log.error("job %s: %s", f58(self._jobid), errors.exceptions[0])
-            await trio.sleep(self._retry)
+            await self._pause()
         finally:
             self.attached = False
             with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_GRACE):
@@ -261,6 +263,7 @@ class Attendant:
                 await self._send_records(message, send)
             case "attached" | "stdin-ack":
                 self.attached = True
+                self._retry = RETRY_MIN
                 await send(message)
             case "error":
                 raise ProtocolError(f"the shell refuses: {message.get('text')}")
@@ -289,18 +292,26 @@ class Attendant:
             await link.send({"type": "release"})
 
     async def _read_out(self, dirfd: int, send: Send) -> None:
-        """Send what a dead shell's journal still holds above the cursor."""
-        reader = SegmentReader(dirfd, self._sent + 1)
-        try:
-            batch = reader.read(BATCH_BYTES)
-            if batch:
-                await send({"type": "attached", "first": batch[0].seq, "last": 0})
-            while batch:
-                await send({"type": "records", "records": [stored.payload for stored in batch]})
-                self._sent = batch[-1].seq
+        """Send what a dead shell's journal still holds above the cursor, and say where records are missing.
+
+        Behind a record that cannot be read it goes on with the next segment, if there is one.
+        """
+        resume: int | None = self._sent + 1
+        while resume is not None:
+            reader = SegmentReader(dirfd, resume)
+            try:
                 batch = reader.read(BATCH_BYTES)
-        finally:
-            reader.close()
+                if batch:
+                    await send({"type": "attached", "first": batch[0].seq, "last": 0})
+                while batch:
+                    await send({"type": "records", "records": [stored.payload for stored in batch]})
+                    self._sent = batch[-1].seq
+                    batch = reader.read(BATCH_BYTES)
+                resume = min((first for first in list_segments(dirfd) if first > reader.next_seq), default=None)
+                if resume is not None:
+                    log.error("job %s: the journal is damaged: %s", f58(self._jobid), reader.stop)
+            finally:
+                reader.close()
 
     async def _kill_tasks(self) -> int:
         """Kill what a dead shell left behind; returns how many processes would not die."""

@@ -37,6 +37,7 @@ from fluxres.exec.stdin import INPUT_KEY, StoredInput
 from fluxres.exec.translate import EXEC_EVENTLOG_KEY, OUTPUT_KEY
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Append
+from fluxres.rpc.fields import AnyJobId, Signum
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
@@ -46,7 +47,7 @@ log = logging.getLogger("fluxres.exec")
 
 
 class _Start(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     userid: int
     jobspec: dict[str, object]
     R: dict[str, object]
@@ -59,16 +60,16 @@ class _Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Signal(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
-    signum: int
+    id: AnyJobId
+    signum: Signum
 
 
 class _Id(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
 
 
 class _Stdin(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     data: str = ""
     encoding: str = "UTF-8"
     eof: bool = False
@@ -77,7 +78,7 @@ class _Stdin(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Inventory(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
-    ids: list[int]
+    ids: list[AnyJobId]
 
 
 class JobExec:
@@ -119,6 +120,7 @@ class JobExec:
         return len(self._runs)
 
     async def _start(self, request: Request) -> None:
+        request.require_owner()
         ask = request.parse(_Start)
         jobid = JobId(ask.id)
         if jobid in self._runs:
@@ -188,6 +190,7 @@ class JobExec:
         return run
 
     async def _kill(self, request: Request) -> None:
+        request.require_owner()
         ask = request.parse(_Signal)
         await self._run(ask.id).signal(ask.signum)
 
@@ -199,6 +202,7 @@ class JobExec:
             self._ended_early.add(jobid)  # its start is on the way to a task of its own
 
     def _released(self, request: Request) -> None:
+        request.require_owner()
         self._run(request.parse(_Id).id).released()
 
     def _inventory(self, request: Request) -> WireMap:

@@ -70,6 +70,7 @@ class JobRun:
         self._guest = guest_namespace(plan.jobid)
         self._killed = trio.Event()
         self._released = trio.Event()
+        self._voiding = trio.Lock()
         self._stdin = StdinPump(kvs, handle, plan.jobid, self._guest)
         if plan.killed:
             self._killed.set()
@@ -241,9 +242,15 @@ class JobRun:
             await self._voided(rank, "")
 
     async def _voided(self, rank: int, note: str) -> None:
-        """Nothing ran on `rank` and nothing will. Unless that is what was wanted, the job has to say why."""
-        progress = self._execution.ranks[rank]
-        if not progress.ended:
+        """Nothing ran on `rank` and nothing will. Unless that is what was wanted, the job has to say why.
+
+        Told by the answer to `exec.void` and by the attendant, at the same time, of which one counts. Where a shell
+        had begun, its attendant finds it lost.
+        """
+        async with self._voiding:
+            progress = self._execution.ranks[rank]
+            if progress.state is not RankState.WAITING:
+                return
             note = f"cannot start the job shell on rank {rank}: {note}"
             given_up = () if self._killed.is_set() else (Problem(type="exec", severity=0, note=note),)
             await self._advance(rank, progress.moved(RankState.VOID, cursor=0, problems=given_up), [])

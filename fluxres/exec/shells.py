@@ -30,6 +30,7 @@ from fluxres.base.jobid import JobId, f58
 from fluxres.exec import jobdir
 from fluxres.exec.attendant import Attendant
 from fluxres.exec.launcher import Launcher
+from fluxres.rpc.fields import AnyJobId, Signum
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
@@ -47,7 +48,7 @@ FORGET_GRACE: Final = 10.0
 
 
 class _Attend(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     nonce: str
     statedir: str
     cursor: int
@@ -56,12 +57,12 @@ class _Attend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Ack(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     seq: int
 
 
 class _Stdin(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     offset: int
     data: bytes
     eof: bool
@@ -69,23 +70,23 @@ class _Stdin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Kill(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
-    signum: int
+    id: AnyJobId
+    signum: Signum
     force: bool = False
 
 
 class _Void(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     nonce: str
     note: str
 
 
 class _Id(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
 
 
 class _Ids(msgspec.Struct, frozen=True, kw_only=True):
-    ids: list[int]
+    ids: list[AnyJobId]
 
 
 class _Active:
@@ -118,7 +119,7 @@ class Shells:
         self._instance = instance
         self._active: dict[JobId, _Active] = {}
         self._forgotten, self._forget_queue = trio.open_memory_channel[JobId](MAX_FORGOTTEN)
-        self.service = Service("exec", router)
+        self.service = Service("exec", router, owner_only=True)
         self.service.task("start", self._attend)
         self.service.task("reattach", self._attend)
         self.service.task("void", self._void)

@@ -51,7 +51,10 @@ def translate(payloads: Iterable[bytes], *, cursor: int) -> Batch:
                 + (", nothing after the exit record" if batch.exit else "")
             )
         batch.last = record.seq
-        _take(batch, record)
+        try:
+            _take(batch, record)
+        except ValueError as error:
+            raise ProtocolError(f"cannot take journal record {record.seq}: {error}") from error
     return batch
 
 

@@ -7,6 +7,7 @@ so that a client follows over any number of restarts and misses nothing. It ends
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator
 from typing import Final
@@ -21,6 +22,7 @@ from fluxres.job.records import JobRecords
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Chunk
 from fluxres.kvs.watch import Watch
+from fluxres.rpc.fields import AnyJobId
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
 from fluxres.wire.payload import WireMap
@@ -38,13 +40,13 @@ LAST: Final = {EVENTLOG: "clean", EXEC_EVENTLOG: "done"}
 
 
 class _Lookup(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     keys: list[str]
     flags: int = 0
 
 
 class _Watch(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     path: str = EVENTLOG
     flags: int = 0
     position: tuple[int, int] = (0, 0)
@@ -99,16 +101,18 @@ class JobInfo:
             done = False
             while not done and (batch := await end.more(watch)):
                 for chunk in batch:
-                    for at, line in _lines(chunk, index if chunk.seq == seq else 0):
-                        await request.stream({"event": line, "position": [chunk.seq, at + 1]})
-                        done = done or _is_last(ask.path, line)
+                    with _readable(jobid):
+                        for at, line in _lines(chunk, index if chunk.seq == seq else 0):
+                            await request.stream({"event": line, "position": [chunk.seq, at + 1]})
+                            done = done or _is_last(ask.path, line)
             nursery.cancel_scope.cancel()
 
     async def _wait_end(self, jobid: JobId, end: _End) -> None:
         """Wait until nothing can be added to the guest namespace: the job has finished, or never ran."""
         async with self._kvs.watch(PRIMARY, kvs_path(jobid, EVENTLOG)) as watch:
-            while not any(event.name in ENDS for chunk in await watch.batch() for event in decode(chunk.data)):
-                pass
+            with _readable(jobid):
+                while not any(event.name in ENDS for chunk in await watch.batch() for event in decode(chunk.data)):
+                    pass
         end.come()
 
 
@@ -131,6 +135,15 @@ class _End:
             with trio.CancelScope() as self._waiting:
                 return await watch.batch()
         return watch.ready()
+
+
+@contextlib.contextmanager
+def _readable(jobid: JobId) -> Iterator[None]:
+    """Answer EIO for an eventlog in the store that makes no sense."""
+    try:
+        yield
+    except ValueError as error:
+        raise RpcError(errno.EIO, f"cannot read the record of job {f58(jobid)}: {error}") from error
 
 
 def _lines(chunk: Chunk, skip: int) -> Iterator[tuple[int, str]]:

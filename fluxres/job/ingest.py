@@ -19,7 +19,7 @@ from fluxres.base.failpoint import hit
 from fluxres.base.jobid import FluidClock, JobId
 from fluxres.base.json import JsonValue
 from fluxres.job import keys
-from fluxres.job.jobspec import parse_jobspec
+from fluxres.job.jobspec import Jobspec, parse_jobspec
 from fluxres.job.manager import Manager
 from fluxres.job.state import fold
 from fluxres.job.value import URGENCY_DEFAULT, URGENCY_EXPEDITE
@@ -66,6 +66,7 @@ class Ingest:
             jobspec = parse_jobspec(cast("JsonValue", ask.jobspec))
         except FluxresError as error:
             raise RpcError(errno.EINVAL, str(error)) from error
+        _refuse_unknown(jobspec)
         now = self._now()
         jobid = self._clock.next(int(now * 1000))
         events = self._first_events(jobid, request, ask, now)
@@ -106,6 +107,15 @@ class Ingest:
         )
         events = [submit, Event(now, "validate")]
         return events + self._manager.owed_events(fold(jobid, events))
+
+
+def _refuse_unknown(jobspec: Jobspec) -> None:
+    """Refuse what would have to be ignored. Raises RpcError EINVAL."""
+    if jobspec.system.queue:
+        raise RpcError(errno.EINVAL, f"cannot submit: there is no queue named {jobspec.system.queue!r}")
+    for dependency in jobspec.system.dependencies:
+        uri = f"{dependency.scheme}:{dependency.value}"
+        raise RpcError(errno.EINVAL, f"cannot submit: dependency scheme {dependency.scheme!r} ({uri}) is not known")
 
 
 def _submit_ops(jobid: JobId, userid: int, ask: _Submit, events: list[Event]) -> list[Op]:

@@ -24,6 +24,7 @@ from fluxres.job.value import Job, JobState
 from fluxres.job.view import Summary, entry, summarize
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY
+from fluxres.rpc.fields import AnyJobId
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
 from fluxres.wire.payload import WireMap
@@ -44,7 +45,7 @@ class _List(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _ListId(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     attrs: tuple[str, ...] = ("all",)
 
 

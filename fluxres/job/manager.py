@@ -232,6 +232,7 @@ class Manager:
                         self._exec_said(jobid, response)
         except RpcError as error:
             if error.errnum == errno.ENOSYS:
+                await trio.lowlevel.checkpoint_if_cancelled()
                 raise  # job-exec is gone, and this incarnation with it
             self._exec_failed(jobid, error)
         finally:

@@ -7,11 +7,12 @@ from typing import Final, cast
 
 import msgspec
 
-from fluxres.base.errors import RpcError
+from fluxres.base.errors import IllegalTransition, RpcError
 from fluxres.base.eventlog import Event, decode
 from fluxres.base.jobid import JobId, f58
 from fluxres.base.json import JsonObject, JsonValue
 from fluxres.job import keys
+from fluxres.job.changes import EventError
 from fluxres.job.jobspec import Jobspec, apply_updates, parse_jobspec
 from fluxres.job.resources import ResourceSet, blocks, parse_r, taskmap
 from fluxres.job.state import fold
@@ -53,8 +54,11 @@ class JobRecords:
         return decode(self.read(keys.eventlog_key(jobid), f"job {f58(jobid)}"))
 
     def job(self, jobid: JobId) -> Job:
-        """The job, folded from its eventlog. Raises RpcError ENOENT, ValueError, FluxresError."""
-        return fold(jobid, self.events(jobid))
+        """The job, folded from its eventlog. Raises RpcError: ENOENT, EIO where the eventlog makes no sense."""
+        try:
+            return fold(jobid, self.events(jobid))
+        except (ValueError, EventError, IllegalTransition) as error:
+            raise RpcError(errno.EIO, f"cannot read the record of job {f58(jobid)}: {error}") from error
 
     def jobspec_object(self, jobid: JobId, updates: object = None) -> JsonObject:
         """The jobspec as JSON, with the updates of the eventlog where they are given."""

@@ -14,6 +14,7 @@ from fluxres.base.jobid import JobId, f58
 from fluxres.job.ledger import Entry
 from fluxres.job.manager import Manager
 from fluxres.job.value import ACTIVE, URGENCY_DEFAULT, URGENCY_EXPEDITE, JobState
+from fluxres.rpc.fields import AnyJobId, Signum
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
@@ -24,7 +25,7 @@ USERID_ANY = 0xFFFFFFFF
 
 
 class _Raise(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     type: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^\S+$")]
     severity: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
     note: Annotated[str, msgspec.Meta(max_length=1024)] = ""
@@ -40,18 +41,18 @@ class _RaiseAll(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Kill(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
-    signum: Annotated[int, msgspec.Meta(ge=1, le=64)] = signal.SIGTERM.value
+    id: AnyJobId
+    signum: Signum = signal.SIGTERM.value
 
 
 class _KillAll(msgspec.Struct, frozen=True, kw_only=True):
-    signum: Annotated[int, msgspec.Meta(ge=1, le=64)] = signal.SIGTERM.value
+    signum: Signum = signal.SIGTERM.value
     userid: int = USERID_ANY
     dry_run: bool = False
 
 
 class _Urgency(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
+    id: AnyJobId
     urgency: Annotated[int, msgspec.Meta(ge=0, le=URGENCY_EXPEDITE)]
 
 

@@ -79,6 +79,8 @@ def _leaf(operator: str, operands: list[JsonValue]) -> Selection:
             return Selection(states=JobState.INACTIVE, matches=lambda job: bool((result(job) or 0) & results))
         case "userid":
             users = {operand for operand in operands if isinstance(operand, int)}
+            if len(users) < len(set(map(str, operands))):
+                raise ValueError(f"cannot select jobs: userid takes numbers, got {operands!r:.80}")
             return Selection(matches=lambda job: job.userid in users)
         case "ids":
             ids = {operand if isinstance(operand, int) else parse_jobid(str(operand)) for operand in operands}

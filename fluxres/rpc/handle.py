@@ -146,9 +146,7 @@ class Handle:
                 self._send(cancel)
 
     def _send(self, message: Message) -> None:
-        self._router.request(
-            message._replace(route=(self._id,), userid=self._userid, rolemask=Role.OWNER | Role.LOCAL)
-        )
+        self._router.request(message._replace(route=(self._id,), userid=self._userid, rolemask=Role.OWNER | Role.LOCAL))
 
 
 def _closed() -> RpcError:

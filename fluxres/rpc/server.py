@@ -140,10 +140,11 @@ Key = tuple[tuple[str, ...], int]
 
 
 class Service:
-    """One service of a broker. Tasks run only inside `run`."""
+    """One service of a broker. Tasks run only inside `run`. `owner_only`: nobody but the instance owner may use it."""
 
-    def __init__(self, name: str, router: Router) -> None:
+    def __init__(self, name: str, router: Router, *, owner_only: bool = False) -> None:
         self.name = name
+        self._owner_only = owner_only
         self.router = router
         self._methods: dict[str, Method] = {}
         self._deferred: dict[str, Deferred] = {}
@@ -211,7 +212,10 @@ class Service:
                 self.router.response(error_response(message, errno.EAGAIN, f"cannot take {message.topic}: {text}"))
                 return
             self._open[key] = request
-        self._start(name, request)
+        if self._owner_only and not request.is_owner:
+            request.fail(errno.EPERM, f"service {self.name} is for the instance owner")
+        else:
+            self._start(name, request)
 
     def disconnected(self, route: tuple[str, ...]) -> None:
         """Whoever sends with `route`, or through it, is gone: cancel its requests, answer none of them."""

@@ -28,19 +28,17 @@ _TAGS: Final = dict.fromkeys(
 def load(data: bytes, *, what: str, max_depth: int) -> object:
     """Decode one CBOR item that is all of `data`. Raises ProtocolError, which calls it `what`, for anything else."""
     source = BytesIO(data)
+    decoder = cbor2.CBORDecoder(
+        source,
+        tag_hook=_refuse,
+        semantic_decoders=_TAGS,
+        max_depth=max_depth,
+        allow_indefinite=False,
+        allow_duplicate_keys=False,
+        strict_hashable_types=True,
+    )
     try:
-        value = cast(
-            "object",
-            cbor2.CBORDecoder(
-                source,
-                tag_hook=_refuse,
-                semantic_decoders=_TAGS,
-                max_depth=max_depth,
-                allow_indefinite=False,
-                allow_duplicate_keys=False,
-                strict_hashable_types=True,
-            ).decode(),
-        )
+        value = cast("object", decoder.decode())
     except (cbor2.CBORError, ValueError, TypeError, OverflowError) as error:
         raise ProtocolError(f"cannot decode {what} of {len(data)} bytes: {error}") from error
     if source.tell() != len(data):

@@ -26,9 +26,7 @@ _TYPES: Final = {int(kind): kind for kind in MessageType}
 def encode(message: Message) -> bytes:
     """Encode `message`. The result is the body of one frame."""
     kind, topic, payload, flags, userid, rolemask, aux, matchtag, route = message
-    return cbor2.dumps(
-        (PROTOCOL_VERSION, int(kind), flags, userid, rolemask, aux, matchtag, topic, route, payload)
-    )
+    return cbor2.dumps((PROTOCOL_VERSION, int(kind), flags, userid, rolemask, aux, matchtag, topic, route, payload))
 
 
 def decode(body: bytes) -> Message:

@@ -19,6 +19,7 @@ class Timer(Enum):
     KILL = "kill"
     SWEEP = "sweep"
     DRAIN = "drain"
+    LINGER = "linger"
 
 
 # Events.

@@ -34,7 +34,8 @@ _WAKEUP_READ: Final = 4096
 
 def serve(fd: int) -> int:
     """Be the launcher on the socket `fd` until it closes; the process's exit status."""
-    import ctypes  # noqa: F401 ( every shell needs it: loaded once, here)
+    import ctypes  # noqa: F401 (every shell needs these two: loaded once, here)
+    import encodings.ascii  # noqa: F401
 
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)

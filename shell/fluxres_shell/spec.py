@@ -100,16 +100,12 @@ def read_spec(dirfd: int) -> tuple[ShellSpec, bytes]:
     """
     fd = os.open(SPEC, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dirfd)
     try:
-        parts = []
-        total = 0
-        while part := os.read(fd, MAX_SPEC + 1 - total):
-            parts.append(part)
-            total += len(part)
+        size = os.fstat(fd).st_size
+        if size > MAX_SPEC:
+            raise SpecError(f"cannot read the spec: longer than {MAX_SPEC} bytes")
+        text = os.read(fd, size)  # a file that was renamed into place: its size does not change
     finally:
         os.close(fd)
-    if total > MAX_SPEC:
-        raise SpecError(f"cannot read the spec: longer than {MAX_SPEC} bytes")
-    text = b"".join(parts)
     return parse_spec(text), text
 
 

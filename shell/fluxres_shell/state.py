@@ -1,8 +1,7 @@
 """The job shell's life as a pure state machine: events in, effects out; no clock, file, process or socket.
 
-    SETUP ──Started──▶ RUNNING ──last TaskExited──▶ DRAINING ──nothing left──▶ ENDING ──ExitStored──▶ CLOSING
-    ──▶ DONE └──StartFailed, nothing runs──────────────────────┘                        └──released from
-    memory──────────▲
+    SETUP ──Started──▶ RUNNING ──last TaskExited──▶ DRAINING ──nothing left──▶ ENDING ──ExitStored──▶ CLOSING ──▶ DONE
+      └──StartFailed, nothing runs─────────────────────┘                         └──released from memory───────────▲
 
 - SETUP: claimed, the journal is open, nothing has been started.
 - RUNNING: at least one task lives. (Where some could not be started, those that could are being killed.)
@@ -10,7 +9,8 @@
   time.
 - ENDING: the exit record is appended but not in the journal (a full disk): served from memory, retried by the
   caller.
-- CLOSING: the exit record is in the journal and a broker is attached: waits for its release, or its loss.
+- CLOSING: the exit record is in the journal. Waits for the attached broker's release, or its loss; a shell that no
+  broker has attached to yet lingers a moment, because the one that asked for it is about to.
 - DONE: the last effect of all was Exit.
 
 Beside the phase: who is attached, if anyone (the newest attach wins); whether the pipes are read (back
@@ -74,6 +74,9 @@ SWEEP_INTERVAL: Final = 0.01
 """Seconds between looks at whether the processes that the tasks left are gone; longer each time."""
 MAX_SWEEPS: Final = 40
 """Looks before what is left is reported as `leftover` (8.2 seconds in all)."""
+LINGER: Final = 0.25
+"""Seconds that a shell which has ended waits for its first broker, before it syncs its journal and exits. A short
+job is over before its broker has dialled; waiting saves both of them most of the work."""
 MAX_HISTORY: Final = 64
 """Events remembered for an IllegalTransition's text."""
 
@@ -119,6 +122,7 @@ class ShellState:
         self._leftover = 0
         self._usage: Mapping[str, Wire] = {}
         self._acked = 0
+        self._was_attached = False
         self._history: deque[str] = deque(maxlen=MAX_HISTORY)
 
     def apply(self, event: Event) -> Effects:
@@ -234,6 +238,11 @@ class ShellState:
                 ends = [self._append(records.EOF, stream, task) for task, stream in sorted(self._streams)]
                 self._streams.clear()
                 return [CloseStreams(), *ends, *self._end()]
+            case Phase.CLOSING, Timer.LINGER:
+                if self.connection is not None:
+                    return []
+                self.phase = Phase.DONE
+                return [Exit(sync=True)]
         raise IllegalTransition(self._what, self.phase.value, f"TimerFired({event.timer.value})", tuple(self._history))
 
     def kill(self, event: Kill) -> Effects:
@@ -258,11 +267,11 @@ class ShellState:
         return info
 
     def exit_stored(self, _event: ExitStored) -> Effects:
-        if self.connection is None:
+        if self.connection is None and self._was_attached:
             self.phase = Phase.DONE
             return [Exit(sync=True)]
         self.phase = Phase.CLOSING
-        return []
+        return [] if self.connection is not None else [StartTimer(Timer.LINGER, LINGER)]
 
     # Connections.
 
@@ -271,6 +280,7 @@ class ShellState:
         if self.connection is not None:
             effects.append(Close(self.connection, "a newer attach takes over"))
         self.connection = event.connection
+        self._was_attached = True
         self._acked = max(self._acked, min(event.from_seq - 1, self.seq))
         return [*effects, Serve(event.connection, event.from_seq)]
 
@@ -310,7 +320,7 @@ _ROWS: Final = (
     (PipeData, _LIVE, ShellState.pipe_data),
     (PipeEof, _LIVE, ShellState.pipe_eof),
     (Swept, (Phase.DRAINING,), ShellState.swept),
-    (TimerFired, _LIVE, ShellState.timer_fired),
+    (TimerFired, (*_LIVE, Phase.CLOSING), ShellState.timer_fired),
     (JournalFull, _ANY, ShellState.journal_full),
     (JournalRoom, _LIVE, ShellState.journal_room),
     (JournalRoom, (Phase.SETUP, Phase.ENDING, Phase.CLOSING), ShellState.ignored),

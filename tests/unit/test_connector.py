@@ -49,7 +49,7 @@ class Client:
         self._frames: list[bytes] = []
 
     async def send(
-        self, topic: str, payload: WireMap | None = None, *, tag: int = 1, flags: MessageFlag = MessageFlag.NONE
+        self, topic: str, payload: WireMap | None = None, *, tag: int = 1, flags: int = MessageFlag.NONE
     ) -> None:
         await self.raw(frame(encode(asked(topic, payload, tag=tag, flags=flags))))
 
@@ -79,9 +79,7 @@ class Client:
         return unpack_map(answer.payload)
 
 
-def asked(
-    topic: str, payload: WireMap | None = None, *, tag: int = 1, flags: MessageFlag = MessageFlag.NONE
-) -> Message:
+def asked(topic: str, payload: WireMap | None = None, *, tag: int = 1, flags: int = MessageFlag.NONE) -> Message:
     return request(topic, None if payload is None else pack(payload), matchtag=tag, flags=flags)
 
 
@@ -179,7 +177,7 @@ async def test_a_client_is_who_the_kernel_says(broker: Broker) -> None:
         answer = await client.next()
         assert answer is not None
         told = unpack_map(answer.payload)
-        assert (told["userid"], told["rolemask"]) == (os.getuid(), int(Role.OWNER | Role.LOCAL))
+        assert (told["userid"], told["rolemask"]) == (os.getuid(), Role.OWNER | Role.LOCAL)
         assert isinstance(told["route"], list)
         assert len(told["route"]) == 1
         assert answer.route == ()
@@ -200,7 +198,7 @@ async def test_a_guest_comes_in_where_guests_may(tmp_path: Path) -> None:
     async with Broker(tmp_path / "sock", owner=os.getuid() + 1, guests=True).running() as broker:
         client = await broker.connect()
         assert client.welcome == b"\0"
-        assert (await client.call("toy.who"))["rolemask"] == int(Role.USER | Role.LOCAL)
+        assert (await client.call("toy.who"))["rolemask"] == Role.USER | Role.LOCAL
         assert stat.S_IMODE(broker.path.stat().st_mode) == 0o666
 
 

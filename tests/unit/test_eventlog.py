@@ -45,9 +45,7 @@ def test_decode_text_and_bytes(log: str | bytes) -> None:
 
 
 def test_decode_keeps_order_and_counts() -> None:
-    log = (
-        SUBMIT + '{"name":"free","timestamp":1}\n' + '{ "timestamp": 2.5, "name": "clean", "context": {} }\n'
-    )
+    log = SUBMIT + '{"name":"free","timestamp":1}\n' + '{ "timestamp": 2.5, "name": "clean", "context": {} }\n'
     assert [(event.name, event.timestamp, dict(event.context)) for event in decode(log)[1:]] == [
         ("free", 1, {}),
         ("clean", 2.5, {}),

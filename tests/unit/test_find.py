@@ -242,9 +242,7 @@ def test_dies_while_being_found(
             os.fstat(fd)
 
 
-def test_no_descriptors_is_no_fact(
-    dirfd: int, start_shell: StartShell, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_descriptors_is_no_fact(dirfd: int, start_shell: StartShell, monkeypatch: pytest.MonkeyPatch) -> None:
     start_shell()
 
     def exhausted(pid: int) -> int:

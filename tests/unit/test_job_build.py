@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 
@@ -55,15 +54,14 @@ def test_the_simplest_jobspec() -> None:
     ],
 )
 def test_resources(changes: dict[str, int], resource: JsonObject, count: JsonObject) -> None:
-    jobspec = build_jobspec(dataclasses.replace(FACTS, **changes))  # type: ignore[arg-type]
+    jobspec = build_jobspec(dataclasses.FACTS._replace(**changes))  # type: ignore[arg-type]
     assert jobspec["resources"] == [resource]
     assert jobspec["tasks"] == [{"command": ["app", "-x"], "slot": "task", "count": count}]
     assert parse_jobspec(jobspec).ntasks == (changes.get("ntasks") or changes.get("nodes") or 1)
 
 
 def test_attributes() -> None:
-    facts = dataclasses.replace(
-        FACTS,
+    facts = FACTS._replace(
         env_expand={"R": "{{rank}}"},
         rlimits={"core": -1},
         duration=90.0,
@@ -140,7 +138,7 @@ def test_attributes() -> None:
 )
 def test_facts_that_cannot_be(changes: dict[str, JsonValue], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        build_jobspec(dataclasses.replace(FACTS, **changes))  # type: ignore[arg-type]
+        build_jobspec(dataclasses.FACTS._replace(**changes))  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
@@ -154,9 +152,7 @@ def test_facts_that_cannot_be(changes: dict[str, JsonValue], why: str) -> None:
 def test_what_is_built_is_accepted(
     nodes: int | None, ntasks: int | None, cores: int, gpus: int, exclusive: bool
 ) -> None:
-    facts = dataclasses.replace(
-        FACTS, nodes=nodes, ntasks=ntasks, cores_per_task=cores, gpus_per_task=gpus, exclusive=exclusive
-    )
+    facts = FACTS._replace(nodes=nodes, ntasks=ntasks, cores_per_task=cores, gpus_per_task=gpus, exclusive=exclusive)
     try:
         built = build_jobspec(facts)
     except ValueError:
@@ -340,7 +336,5 @@ def test_commands_do_not_import_what_is_slow() -> None:
         "import sys, fluxres.job.build, fluxres.job.options, fluxres.job.requires, fluxres.job.result\n"
         "print(sorted({'msgspec', 'trio', 'asyncio', 'subprocess'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"

@@ -50,7 +50,7 @@ def states_of(name: JsonValue) -> int:
     if isinstance(name, int):
         return name
     name = str(name).upper()
-    return VIRTUAL[name] if name in VIRTUAL else S[name]
+    return VIRTUAL[name] if name in VIRTUAL else JobState[name]
 
 
 def naive(constraint: JsonValue, job: Job) -> bool:

@@ -205,9 +205,7 @@ def test_dependencies_come_and_go_by_description() -> None:
 
 
 def test_urgency_and_restart_send_a_scheduled_job_back_for_its_priority() -> None:
-    job = job_after(
-        *RUN_PATH[:4], ("urgency", {"urgency": 31, "userid": 1}), ("priority", {"priority": PRIORITY_MAX})
-    )
+    job = job_after(*RUN_PATH[:4], ("urgency", {"urgency": 31, "userid": 1}), ("priority", {"priority": PRIORITY_MAX}))
     assert (job.state, job.urgency, job.priority, job.t_priority, job.t_sched) == (
         S,
         31,
@@ -484,9 +482,7 @@ def test_replay_through_the_eventlog_gives_the_same_job(names: list[str]) -> Non
 def test_doing_what_is_owed_ends_every_job(data: st.DataObject) -> None:
     """From any legal point, paying each debt, with the exec system answering, leads to INACTIVE."""
     job = job_after("submit")
-    for name in data.draw(
-        st.lists(st.sampled_from([*DEFAULTS, "validate", "depend", "alloc", "start"]), max_size=20)
-    ):
+    for name in data.draw(st.lists(st.sampled_from([*DEFAULTS, "validate", "depend", "alloc", "start"]), max_size=20)):
         try:
             job = apply(job, events([name])[0])
         except IllegalTransition:

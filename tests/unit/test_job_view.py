@@ -151,9 +151,7 @@ def test_counts_that_only_r_tells() -> None:
     exclusive: JsonObject = {
         **JOBSPEC,
         "resources": [{"type": "node", "count": 2, "exclusive": True, "with": JOBSPEC["resources"]}],
-        "attributes": {
-            "system": {"duration": 0, "shell": {"options": {"per-resource": {"type": "core", "count": 2}}}}
-        },
+        "attributes": {"system": {"duration": 0, "shell": {"options": {"per-resource": {"type": "core", "count": 2}}}}},
     }
     jobspec = parse_jobspec(exclusive)
     before, after = summarize(jobspec), summarize(jobspec, R)

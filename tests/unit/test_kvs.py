@@ -48,6 +48,15 @@ async def test_what_was_committed_is_there_after_reopening(tmp_path: Path, threa
             kvs.version("n2")
 
 
+def test_every_commit_is_synced(tmp_path: Path) -> None:
+    writer, reader = schema.open_store(tmp_path / "kvs", OWNER)
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.execute("DELETE FROM chunk")
+    schema.close_store(writer, reader)
+
+
 async def test_the_queue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxres.kvs.kvs.MAX_QUEUED_BYTES", 10_000)
     monkeypatch.setattr("fluxres.kvs.kvs.MAX_QUEUED_COMMITS", 3)

@@ -222,6 +222,8 @@ def errnum_of(call: object, *arguments: object) -> int | object:
 
 def compare(model: Model, reader: Reader, keys: list[tuple[str, str]]) -> None:
     with reader.snapshot():
+        rows = reader._db.execute("SELECT count(*) FROM entry JOIN namespace ON entry.ns = namespace.id").fetchone()
+        assert rows[0] == sum(size_of(space.root) for space in model.spaces.values()), "rows that nothing leads to"
         spaces = {info.name: info.version for info in reader.namespaces()}
         assert spaces == {name: space.version for name, space in model.spaces.items()}
         for name, space in model.spaces.items():
@@ -243,6 +245,11 @@ def compare(model: Model, reader: Reader, keys: list[tuple[str, str]]) -> None:
                 assert found == (None if namespace in model.spaces else errno.ENOENT)
             else:
                 assert found == expected
+
+
+def size_of(there: Value | Symlink | Dir) -> int:
+    """The number of entries below a node of the model."""
+    return sum(1 + size_of(inner) for inner in there.values()) if isinstance(there, dict) else 0
 
 
 def compare_directory(reader: Reader, namespace: str, key: str, directory: Dir) -> None:

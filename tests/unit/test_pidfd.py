@@ -135,9 +135,7 @@ def make_file(path: Path, mode: int, text: str = "") -> str:
         ("true", "{tmp}/plain", Stage.CHDIR, errno.ENOTDIR),
     ],
 )
-def test_errors(
-    force_fallback: bool, tmp_path: Path, program: str, cwd: str | None, stage: Stage, errnum: int
-) -> None:
+def test_errors(force_fallback: bool, tmp_path: Path, program: str, cwd: str | None, stage: Stage, errnum: int) -> None:
     make_file(tmp_path / "plain", 0o644)
     make_file(tmp_path / "bin" / "denied-then-missing", 0o644)
     before = open_fds()
@@ -306,9 +304,7 @@ def test_credentials(force_fallback: bool) -> None:
     assert wait(child) == 0
 
 
-PDEATHSIG_SCRIPT = (
-    "import ctypes; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)"
-)
+PDEATHSIG_SCRIPT = "import ctypes; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)"
 """Prints PR_GET_PDEATHSIG."""
 
 
@@ -445,9 +441,7 @@ def cgroup() -> Iterator[Path]:
 def test_into_cgroup(force_fallback: bool, cgroup: Path) -> None:
     cgroup_fd = os.open(cgroup, os.O_RDONLY)
     read_end, write_end = os.pipe()
-    child = start(
-        ["cat", "/proc/self/cgroup"], stdout=write_end, cgroup_fd=cgroup_fd, force_fallback=force_fallback
-    )
+    child = start(["cat", "/proc/self/cgroup"], stdout=write_end, cgroup_fd=cgroup_fd, force_fallback=force_fallback)
     os.close(write_end)
     os.close(cgroup_fd)
     lines = read_all(read_end).splitlines()

@@ -54,9 +54,7 @@ def shown(allocation: Allocation | None) -> list[str] | None:
         pytest.param((2, 4), Request(), ["1:0"], id="most free cores first"),
         pytest.param((4, 4), Request(nslots=6), ["0:0-3", "1:0-1"], id="slots over as few nodes as it takes"),
         pytest.param((4, 4), Request(nnodes=2, nslots=2), ["0:0", "1:0"], id="one slot on each of two nodes"),
-        pytest.param(
-            (4, 4), Request(nnodes=2, nslots=4, cores_per_slot=2), ["0:0-3", "1:0-3"], id="even slots"
-        ),
+        pytest.param((4, 4), Request(nnodes=2, nslots=4, cores_per_slot=2), ["0:0-3", "1:0-3"], id="even slots"),
         pytest.param((3, 3), Request(nslots=3, cores_per_slot=2), None, id="a slot never spans ranks"),
         pytest.param((4, 4), Request(nnodes=3, nslots=3), None, id="too few nodes"),
         pytest.param((4, 8), Request(nnodes=1, nslots=1, exclusive=True), ["1:0-7"], id="a whole node"),
@@ -167,11 +165,7 @@ def test_unsatisfiable_is_said_whatever_is_up_or_free(request_: Request, why: st
     pool = make_pool(4, 4, up=False)
     pool.claim(Allocation(shares=(Share(rank=0, cores=ids("0-3")),), nslots=4))
     said = pool.why_unsatisfiable(request_)
-    assert (
-        said is None
-        if why is None
-        else said is not None and "unsatisfiable request: " in said and why in said
-    )
+    assert said is None if why is None else said is not None and "unsatisfiable request: " in said and why in said
 
 
 def test_constraints_choose_ranks_and_new_ranks_are_seen() -> None:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from fluxres.exec.reattach import NODE_REBOOTED, SHELL_DIED, Decision, Facts, decide
+from fluxres.exec.reattach import CLAIM_GONE, NODE_REBOOTED, SHELL_DIED, Decision, Facts, decide
 from fluxres_shell.find import Kind
 
 D = Decision
@@ -24,6 +24,11 @@ TABLE: list[tuple[str, Facts, Decision, str]] = [
     ("spec, may not start", Facts(kind=Kind.UNCLAIMED), D.VOID_IT, ""),
     ("nothing", Facts(kind=Kind.NOTHING), D.NOTHING, ""),
     ("nothing, may start", Facts(kind=Kind.NOTHING, may_start=True), D.NOTHING, ""),
+    ("void, begun", Facts(kind=Kind.VOID, reason="cancelled", begun=True), D.LOST, CLAIM_GONE),
+    ("spec, begun", Facts(kind=Kind.UNCLAIMED, begun=True, may_start=True), D.LOST, CLAIM_GONE),
+    ("nothing, begun", Facts(kind=Kind.NOTHING, begun=True), D.LOST, CLAIM_GONE),
+    ("alive, begun", Facts(kind=Kind.ALIVE, answers=True, locked=True, begun=True), D.ATTACH, ""),
+    ("exit record, begun", Facts(kind=Kind.DEAD, exit_record=True, begun=True), D.READ_OUT, ""),
     ("unreadable, held", Facts(kind=Kind.CORRUPT, locked=True, reason="torn"), D.WAIT, "torn"),
     ("unreadable, free", Facts(kind=Kind.CORRUPT, reason="torn"), D.LOST, "torn"),
     ("unreadable, exit record", Facts(kind=Kind.CORRUPT, reason="torn", exit_record=True), D.READ_OUT, ""),
@@ -47,9 +52,12 @@ def combinations() -> list[Facts]:
             rebooted=rebooted,
             reason="reason",
             may_start=may_start,
+            begun=begun,
         )
         for kind in Kind
-        for nonce, answers, locked, exit_record, rebooted, may_start in itertools.product([False, True], repeat=6)
+        for nonce, answers, locked, exit_record, rebooted, may_start, begun in itertools.product(
+            [False, True], repeat=7
+        )
     ]
 
 
@@ -77,11 +85,21 @@ def test_silence_is_never_death() -> None:
 
 
 def test_an_exit_record_wins_over_all_else_of_the_dead() -> None:
-    assert all(not facts.exit_record for facts in chosen(D.LOST))
+    """Where there is no claim, nobody reads a journal."""
+    claimed = (Kind.DEAD, Kind.CORRUPT)
+    assert all(not facts.exit_record for facts in chosen(D.LOST) if facts.kind in claimed)
 
 
 def test_a_shell_is_started_only_where_none_was_claimed() -> None:
-    assert all(facts.kind is Kind.UNCLAIMED and facts.may_start for facts in chosen(D.START))
+    """And never again where rank 0 knows that it ran (I2)."""
+    for facts in chosen(D.START):
+        assert facts.kind is Kind.UNCLAIMED
+        assert facts.may_start
+        assert not facts.begun
+
+
+def test_what_has_begun_is_never_said_not_to_have_run() -> None:
+    assert not any(facts.begun for facts in chosen(D.VOID, D.VOID_IT, D.NOTHING))
 
 
 def test_a_loss_has_a_reason() -> None:

@@ -54,9 +54,9 @@ class Peer:
         payload: WireMap | None = None,
         *,
         tag: int = 1,
-        flags: MessageFlag = MessageFlag.NONE,
+        flags: int = MessageFlag.NONE,
         nodeid: int = NODEID_ANY,
-        role: Role = Role.OWNER,
+        role: int = Role.OWNER,
         route: tuple[str, ...] = (),
     ) -> Message:
         asked = request(
@@ -66,7 +66,7 @@ class Peer:
             flags=flags,
             nodeid=nodeid,
             userid=OWNER,
-            rolemask=int(role),
+            rolemask=role,
         )._replace(route=route)
         self._router.receive(self, asked)
         return asked
@@ -621,7 +621,7 @@ class Net:
         (5, "toy.ping", MessageFlag.NONE, "EHOSTUNREACH"),
     ],
 )
-async def test_where_a_request_goes(nodeid: int, topic: str, flags: MessageFlag, where: str) -> None:
+async def test_where_a_request_goes(nodeid: int, topic: str, flags: int, where: str) -> None:
     net = Net()
     async with running(Service("toy", net.router)):
         net.client.send(topic, nodeid=nodeid, flags=flags)
@@ -638,7 +638,7 @@ async def test_where_a_request_goes(nodeid: int, topic: str, flags: MessageFlag,
             assert len(net.router.tracker) == 0
 
 
-def forwarded(net: Net, flags: MessageFlag = MessageFlag.NONE) -> Message:
+def forwarded(net: Net, flags: int = MessageFlag.NONE) -> Message:
     net.client.send("far.thing", nodeid=2, flags=flags)
     return net.child.got[-1]._replace(route=("client", "their-name-for-us"))
 

@@ -10,7 +10,7 @@ import pytest
 from fluxres.base.errors import IllegalTransition
 from fluxres_shell import events as ev
 from fluxres_shell import records
-from fluxres_shell.state import _TABLE, MAX_SWEEPS, Phase, ShellState, exit_code
+from fluxres_shell.state import _TABLE, LINGER, MAX_SWEEPS, Phase, ShellState, exit_code
 
 OUT = (0, "stdout")
 STARTED = ev.Started(taskmap={"version": 1, "map": []})
@@ -75,8 +75,27 @@ def test_an_undisturbed_job_detached() -> None:
     effects = state.apply(ev.PipeEof(task=0, stream="stdout"))
     assert appended(effects)[0] == ("eof", "stdout", 0)
     assert exit_fields(effects) == (768, {})
-    assert state.apply(ev.ExitStored()) == [ev.Exit(sync=True)]
+    assert state.apply(ev.ExitStored()) == [ev.StartTimer(ev.Timer.LINGER, LINGER)]
+    assert state.apply(ev.TimerFired(timer=ev.Timer.LINGER)) == [ev.Exit(sync=True)]
     assert state.phase is Phase.DONE
+
+
+def test_a_broker_that_comes_while_it_lingers_is_served() -> None:
+    state = ending()
+    state.apply(ev.ExitStored())
+    assert state.apply(ev.Attached(connection=1, from_seq=1)) == [ev.Serve(1, 1)]
+    assert state.apply(ev.TimerFired(timer=ev.Timer.LINGER)) == []
+    state.apply(ev.Acked(seq=state.seq))
+    assert state.apply(ev.Released(connection=1)) == [ev.Exit(sync=False)]
+
+
+def test_detached_after_an_attach_it_does_not_linger() -> None:
+    state = running()
+    state.apply(ev.Attached(connection=1, from_seq=1))
+    state.apply(ev.ConnectionLost(connection=1))
+    state.apply(exited())
+    state.apply(ev.Swept(remaining=0))
+    assert state.apply(ev.ExitStored()) == [ev.Exit(sync=True)]
 
 
 def test_attached_it_waits_for_release() -> None:
@@ -241,7 +260,7 @@ ALLOWED = {
     Phase.RUNNING: {"TaskExited", "PipeData", "PipeEof", "TimerFired"},
     Phase.DRAINING: {"PipeData", "PipeEof", "Swept", "TimerFired"},
     Phase.ENDING: {"ExitStored"},
-    Phase.CLOSING: set(),
+    Phase.CLOSING: {"TimerFired"},
 }
 ALWAYS = {"JournalFull", "JournalRoom", "Attached", "ConnectionLost", "Acked", "Kill", "Released"}
 

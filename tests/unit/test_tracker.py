@@ -98,11 +98,11 @@ def test_a_cancel_goes_the_way_of_its_request() -> None:
         topic="job-info.eventlog-watch",
         aux=NODEID_UPSTREAM,
         flags=MessageFlag.STREAMING | MessageFlag.UPSTREAM,
-        rolemask=int(Role.USER),
+        rolemask=Role.USER,
     )
     cancel = cancel_request(question)
     assert (cancel.topic, cancel.route, cancel.nodeid) == ("job-info.cancel", question.route, NODEID_UPSTREAM)
-    assert (cancel.userid, cancel.rolemask) == (5, int(Role.USER))
+    assert (cancel.userid, cancel.rolemask) == (5, Role.USER)
     assert cancel.flags == MessageFlag.UPSTREAM | MessageFlag.NORESPONSE
     assert unpack_map(cancel.payload) == {"matchtag": 7}
 
