@@ -54,7 +54,7 @@ def test_the_simplest_jobspec() -> None:
     ],
 )
 def test_resources(changes: dict[str, int], resource: JsonObject, count: JsonObject) -> None:
-    jobspec = build_jobspec(dataclasses.FACTS._replace(**changes))  # type: ignore[arg-type]
+    jobspec = build_jobspec(FACTS._replace(**changes))  # type: ignore[arg-type]
     assert jobspec["resources"] == [resource]
     assert jobspec["tasks"] == [{"command": ["app", "-x"], "slot": "task", "count": count}]
     assert parse_jobspec(jobspec).ntasks == (changes.get("ntasks") or changes.get("nodes") or 1)
@@ -138,7 +138,7 @@ def test_attributes() -> None:
 )
 def test_facts_that_cannot_be(changes: dict[str, JsonValue], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        build_jobspec(dataclasses.FACTS._replace(**changes))  # type: ignore[arg-type]
+        build_jobspec(FACTS._replace(**changes))  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
