@@ -8,7 +8,8 @@ The command line is built on this. It imports little, because a command's start 
 - `fluxres.session.Session` is a client that comes back after its broker's death.
 
 Connecting: the server first sends one byte, 0 for welcome or else an errno. Then frames go both ways. A lost
-connection is `Disconnected`, whatever the kernel called it; an error response is `RpcError`.
+connection is `Disconnected`, whatever the kernel called it; an error response is `RpcError`. A broker that has just
+been killed is waited for, for `RESTART_GAP` seconds; where no socket is there, connecting fails at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import select
 import socket
 import stat
+import struct
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds that connecting may take, welcome included."""
 CONNECT_RETRY: Final = 0.02
-"""Seconds between attempts while the server's backlog is full."""
+"""Seconds between attempts while the server's backlog is full, or its broker is about to be restarted."""
+RESTART_GAP: Final = 3.0
+"""Seconds for which connecting is tried again where a socket is there but nobody listens: a killed broker leaves
+it behind, and whoever supervises the broker starts the next one."""
 MAX_HELD: Final = 64 * 1024 * 1024
 """Bytes of responses that are held for calls that nobody is waiting for; beyond it the client gives up."""
 READ_SIZE: Final = 256 * 1024
@@ -46,6 +51,8 @@ SUN_PATH_MAX: Final = 107
 """Bytes that a Unix socket's address can hold, its final NUL apart; longer paths go through /proc/self/fd."""
 SCHEME: Final = "local://"
 SYSTEM_SOCKET: Final = "/run/fluxres/local-0"
+_PEER: Final = struct.Struct("3i")
+"""SO_PEERCRED: pid, uid, gid."""
 
 
 class Disconnected(FluxresError):
@@ -70,16 +77,24 @@ class Client:
         self._held = 0
 
     @classmethod
-    def connect(cls, uri: str | None = None, timeout: float = CONNECT_TIMEOUT) -> Client:
-        """Connect to `uri`, else as `resolve_uri` says. Raises FluxresError: `cannot connect to …`."""
+    def connect(
+        cls, uri: str | None = None, timeout: float = CONNECT_TIMEOUT, *, restart_gap: float = RESTART_GAP
+    ) -> Client:
+        """Connect to `uri`, else as `resolve_uri` says. Raises FluxresError: `cannot connect to …`.
+
+        `timeout` bounds all of it. A socket at which nobody listens is tried again for `restart_gap` seconds; 0 is for
+        callers that only look whether a broker is there, or have a rhythm of their own.
+        """
         uri = resolve_uri(uri)
-        path = socket_path(uri)
         try:
-            connected = _connect(path, time.monotonic() + timeout)
+            connected = _connect_when_up(socket_path(uri), timeout, restart_gap)
         except TimeoutError as error:
             raise FluxresError(f"cannot connect to {uri}: no answer within {timeout:g}s") from error
         except OSError as error:
-            raise FluxresError(f"cannot connect to {uri}: {os.strerror(error.errno or errno.EIO)}") from error
+            why = os.strerror(error.errno or errno.EIO)
+            if isinstance(error, ConnectionRefusedError):
+                why += " (its socket is there, but no broker listens on it)"
+            raise FluxresError(f"cannot connect to {uri}: {why}") from error
         return cls(connected, uri)
 
     # --- calls
@@ -188,6 +203,14 @@ class Client:
         """The socket's descriptor, for polling; -1 once closed."""
         return self._socket.fileno()
 
+    def broker_pidfd(self) -> int:
+        """A new pidfd of the broker's process, to wait for its end by; -1 where that is not seen from here, or ours."""
+        pid, _uid, _gid = _PEER.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        try:
+            return -1 if pid in (0, os.getpid()) else os.pidfd_open(pid)  # 0: it is in a pid namespace beside ours
+        except ProcessLookupError:
+            return -1
+
     def close(self) -> None:
         """Close the connection; the broker cancels what was under way."""
         self._socket.close()
@@ -263,6 +286,15 @@ class Client:
         return Disconnected(f"cannot reach the broker at {self.uri}: {why}")
 
 
+def wait_ended(pidfd: int, timeout: float | None) -> bool:
+    """Wait up to `timeout` seconds for the end of the process of `pidfd` (-1: it has none); False if it lives on."""
+    if pidfd < 0:
+        return True
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(None if timeout is None else timeout * 1000))
+
+
 # --- where the broker is
 
 
@@ -302,6 +334,19 @@ def _is_socket(path: str, owner: int | None) -> bool:
     except OSError:
         return False
     return stat.S_ISSOCK(found.st_mode) and owner in (None, found.st_uid)
+
+
+def _connect_when_up(path: str, timeout: float, restart_gap: float) -> socket.socket:
+    """Connect, and try again while the broker of the socket is gone. Raises as `_connect` does."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return _connect(path, begun + timeout)
+        except (ConnectionRefusedError, ConnectionResetError):
+            # refused: the socket is a killed broker's; reset: the broker was killed before its welcome
+            if time.monotonic() >= begun + min(timeout, restart_gap):
+                raise
+        time.sleep(CONNECT_RETRY)
 
 
 def _connect(path: str, deadline: float) -> socket.socket:

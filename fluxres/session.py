@@ -72,7 +72,7 @@ class Session:
         timeout: float = CONNECT_TIMEOUT,
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        """Connect as `Client.connect` does, once: FluxresError where no instance is there to begin with."""
+        """Connect as `Client.connect` does: FluxresError where no instance is there to begin with."""
         self.uri = resolve_uri(uri)
         self._client: Client | None = Client.connect(self.uri, timeout)
         self._on_lost = on_lost
@@ -288,7 +288,7 @@ class Session:
             return None
         self._reconnect_at = now + RECONNECT_EVERY
         try:
-            self._client = Client.connect(self.uri)
+            self._client = Client.connect(self.uri, restart_gap=0)
         except FluxresError as error:
             if os.path.isdir(os.path.dirname(socket_path(self.uri))):
                 self._there_at = now

@@ -199,6 +199,10 @@ class Connector:
             os.makedirs(directory, mode=0o700, exist_ok=True)
             dirfd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
+                if _somebody_listens(f"/proc/self/fd/{dirfd}/{name}"):
+                    raise FluxresError(
+                        f"cannot listen on {self._path}: another broker does; give this one its own rundir"
+                    )
                 new = f".{name}.new"
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(new, dir_fd=dirfd)
@@ -211,6 +215,9 @@ class Connector:
         except OSError as error:
             listener.close()
             raise FluxresError(f"cannot listen on {self._path}: {error.strerror}") from error
+        except FluxresError:
+            listener.close()
+            raise
         return listener
 
     def _admit(self, sock: socket.socket, nursery: trio.Nursery) -> None:
@@ -237,3 +244,16 @@ class Connector:
             await client.run()
         finally:
             self._clients -= 1
+
+
+def _somebody_listens(path: str) -> bool:
+    """Whether a living process listens on the socket `path`: what a killed broker left behind refuses connections."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(path)
+        except BlockingIOError:
+            return True  # its backlog is full
+        except OSError:
+            return False
+        return True

@@ -10,7 +10,7 @@ from fluxres.base.errors import FluxresError
 from fluxres.base.jobid import parse_jobid
 from fluxres.cli.common import Explain, argument, parser
 from fluxres.cli.job_control import act, exception
-from fluxres.cli.watch import open_session
+from fluxres.session import Session
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -52,7 +52,7 @@ def main(argv: list[str], command: str = "cancel") -> int:
     if args.dry_run:
         print(f"fluxres-{command}: would cancel {_jobs(len(args.jobids))}", file=sys.stderr)
         return 0
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         requests = [exception(jobid, "cancel", 0, args.message) for jobid in args.jobids]
         return act(session, "job-manager.raise", args.jobids, requests, f"fluxres-{command}", "cancel")
 
@@ -93,7 +93,7 @@ def _cancel_all(args: Namespace, command: str) -> int:
     }
     if args.message:
         request["note"] = args.message
-    with open_session(args.uri) as session, Explain("cancel jobs"):
+    with Session(args.uri) as session, Explain("cancel jobs"):
         answer = session.call("job-manager.raiseall", request, idempotent=True)
     count, errors = _number(answer.get("count")), _number(answer.get("errors"))
     if count or not args.quiet:

@@ -5,7 +5,7 @@
     <rundir>/broker-<rank>.log, <rundir>/start.log
     <statedir>/<rank>/       what a broker must not lose
     <rundir>/start.lock, <statedir>/start.lock
-                             locked by the `fluxres start` that supervises the instance
+                             locked by the `fluxres start` that supervises the instance, whose pid they hold
 
 The rundir of a durable instance follows from its statedir, so that the URI that running jobs and waiting
 commands know stays right when the instance is started again. Both directories are the user's own, mode 0700.
@@ -95,6 +95,12 @@ class InstanceDir:
         except UnicodeEncodeError as error:
             raise FluxresError(f"cannot write {self.config}: {error.object!r} is not UTF-8") from error
 
+    def sign_locks(self) -> None:
+        """Write our pid into the locks, for `fluxres shutdown`: this process is the one that supervises."""
+        for lock in self.locks:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
     def remove(self) -> None:
         """Remove what a temporary instance leaves; of a directory that was there before, only ours."""
         import shutil
@@ -123,9 +129,13 @@ class InstanceDir:
         """Raise FluxresError where brokers have outlived their `fluxres start`."""
         for name in os.listdir(self.rundir):
             if name.startswith("local-") and _answers(f"{self.rundir}/{name}"):
+                from shlex import quote
+
+                uri = f"local://{self.rundir}/{name}"
+                jobs = "" if self.temporary else "; its jobs run on"
                 raise FluxresError(
-                    f"cannot start: a broker of {self.statedir} is running without a fluxres start "
-                    f"(to end it: fluxres --uri local://{self.rundir}/{name} shutdown)"
+                    f"cannot start: a broker of {self.statedir} still runs, but its fluxres start is gone "
+                    f"(end it first, by fluxres --uri {quote(uri)} shutdown{jobs})"
                 )
 
 
@@ -164,7 +174,7 @@ def _answers(path: str) -> bool:
     from fluxres.client import Client
 
     try:
-        Client.connect(f"local://{path}", PROBE_TIMEOUT).close()
+        Client.connect(f"local://{path}", PROBE_TIMEOUT, restart_gap=0).close()
     except FluxresError:
         return False
     return True

@@ -25,14 +25,14 @@ from fluxres.cli.common import argument, parser
 from fluxres.cli.follow import CloseStdin, Effect, Follow, FollowOptions, OpenStdin, Watch, Write
 from fluxres.cli.signals import Signals, signal_name
 from fluxres.cli.stdin import StdinFeed, StdinState
-from fluxres.cli.watch import WAITCREATE, WATCH, event_of, open_session, watch_payload
+from fluxres.cli.watch import WAITCREATE, WATCH, event_of, watch_payload
+from fluxres.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fluxres.base.errors import RpcError
     from fluxres.rpc.calls import Reply
-    from fluxres.session import Session
     from fluxres.wire.payload import WireMap
 
 CTRL_C_WINDOW: Final = 2.0
@@ -281,5 +281,5 @@ def main(argv: list[str]) -> int:
         show_exec=args.show_exec,
         wait_event=args.wait_event,
     )
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         return Attachment(session, args.jobid, wanted, read_only=args.read_only).run()

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Final
 from fluxres.base.jobid import f58, parse_jobid
 from fluxres.cli.common import Explain, argument, parser
 from fluxres.cli.signals import parse_signal
-from fluxres.cli.watch import open_session
+from fluxres.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fluxres.base.errors import RpcError
     from fluxres.base.jobid import JobId
-    from fluxres.session import Session
     from fluxres.wire.payload import WireMap
 
 CALLS_AT_ONCE: Final = 256
@@ -29,7 +28,7 @@ def kill_main(argv: list[str]) -> int:
     options.add_argument("-s", "--signal", metavar="SIG", type=argument(parse_signal), default=15)
     options.add_argument("jobids", metavar="JOBID", nargs="+", type=argument(parse_jobid))
     args = options.parse_args(argv)
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         requests: list[WireMap] = [{"id": jobid, "signum": args.signal} for jobid in args.jobids]
         return act(session, "job-manager.kill", args.jobids, requests, "fluxres-job", "signal")
 
@@ -51,7 +50,7 @@ def raise_main(argv: list[str]) -> int:
     if note and args.message is not None:
         options.error("the note is given twice")
     note = args.message if args.message is not None else note
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         requests = [exception(jobid, args.type, args.severity, note) for jobid in jobids]
         return act(session, "job-manager.raise", jobids, requests, "fluxres-job", "raise an exception on")
 
@@ -64,7 +63,7 @@ def urgency_main(argv: list[str]) -> int:
     options.add_argument("jobid", metavar="JOBID", type=argument(parse_jobid))
     options.add_argument("urgency", metavar="N", type=argument(parse_urgency), help="0 (hold) to 31 (expedite)")
     args = options.parse_args(argv)
-    with open_session(args.uri) as session, Explain(f"change the urgency of {f58(args.jobid)}"):
+    with Session(args.uri) as session, Explain(f"change the urgency of {f58(args.jobid)}"):
         request: WireMap = {"id": args.jobid, "urgency": args.urgency}
         answer = session.call("job-manager.urgency", request, idempotent=True)
     if args.verbose:

@@ -13,14 +13,14 @@ from fluxres.base.fsd import parse_fsd
 from fluxres.base.jobid import JobId, f58, parse_jobid
 from fluxres.cli.common import argument, parser, positive
 from fluxres.cli.eventfmt import TIME_FORMATS, EventFormat
-from fluxres.cli.watch import END_EVENTS, WAITCREATE, WATCH, event_of, full_path, open_session, watch_payload
+from fluxres.cli.watch import END_EVENTS, WAITCREATE, WATCH, event_of, full_path, watch_payload
+from fluxres.session import Session
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from fluxres.base.json import JsonValue
     from fluxres.cli.common import Parser
-    from fluxres.session import Session
 
 
 class Match(NamedTuple):
@@ -51,7 +51,7 @@ def eventlog_main(argv: list[str]) -> int:
     options.add_argument("jobid", metavar="JOBID", type=argument(parse_jobid))
     args = options.parse_args(argv)
     path, shown = full_path(args.path), _format(args)
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         if args.follow:
             _watch(session, args.jobid, path, shown, match=None, show_all=True, flags=WAITCREATE)
             return 0
@@ -75,7 +75,7 @@ def wait_event_main(argv: list[str]) -> int:
     args = options.parse_args(argv)
     key, value = args.match_context or (None, "")
     match = Match(args.event, key, value, args.count)
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         found = _watch(
             session,
             args.jobid,

@@ -11,7 +11,8 @@ from fluxres.base.errors import FluxresError, RpcError
 from fluxres.base.jobid import dothex, f58, kvs_path, parse_jobid
 from fluxres.cli.common import argument, parser
 from fluxres.cli.joblist import own_jobs
-from fluxres.cli.watch import full_path, open_session
+from fluxres.cli.watch import full_path
+from fluxres.session import Session
 
 FORMS: Final[Mapping[str, Callable[[int], str]]] = {
     "f58": f58,
@@ -39,7 +40,7 @@ def info_main(argv: list[str]) -> int:
     )
     args = options.parse_args(argv)
     key = full_path(args.key)
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         try:
             request = {"id": args.jobid, "keys": [key], "flags": 0 if args.base else CURRENT}
             found = session.call("job-info.lookup", request, idempotent=True)
@@ -58,7 +59,7 @@ def last_main(argv: list[str]) -> int:
     options = parser("job", "Show the latest jobids.", usage="last [N | [START:STOP:STEP]]")
     options.add_argument("which", metavar="N|SLICE", nargs="?", type=argument(parse_which), default=LATEST)
     args = options.parse_args(argv)
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         jobids = own_jobs(session)
     if not jobids:
         raise FluxresError("cannot show the last job: there is none")

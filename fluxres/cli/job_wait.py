@@ -14,12 +14,12 @@ from fluxres.base.jobid import JobId, f58, parse_jobid
 from fluxres.cli.common import argument, parser, whole_number
 from fluxres.cli.joblist import own_jobs
 from fluxres.cli.outcome import Outcome
-from fluxres.cli.watch import open_session, watch_jobs
+from fluxres.cli.watch import watch_jobs
+from fluxres.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fluxres.session import Session
 
 EXIT_CANNOT_WAIT: Final = 2
 """`job wait`: there is no such job, which is not the same as one that failed."""
@@ -47,7 +47,7 @@ def wait_main(argv: list[str]) -> int:
     if bool(args.jobids) == args.all:
         options.error("give either jobids or --all")
     status = 0
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         jobids = own_jobs(session) if args.all else args.jobids
         for jobid, outcome in outcomes(session, jobids):
             if outcome.error is not None and outcome.error.errnum == errno.ENOENT:
@@ -76,7 +76,7 @@ def status_main(argv: list[str]) -> int:
     options.add_argument("jobids", metavar="JOBID", nargs="+", type=argument(parse_jobid))
     args = options.parse_args(argv)
     highest = 0
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         results = dict(outcomes(session, args.jobids))
     for jobid in dict.fromkeys(args.jobids):
         outcome = results[jobid]

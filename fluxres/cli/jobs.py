@@ -16,7 +16,7 @@ from fluxres.cli.common import Explain, argument, parser, whole_number
 from fluxres.cli.format import OutputFormat, cut_line, parse_sort, sort_rows
 from fluxres.cli.jobinfo import JobInfo, attrs_of, title
 from fluxres.cli.joblist import find_jobs, list_jobs, unknown
-from fluxres.cli.watch import open_session
+from fluxres.session import Session
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fluxres.base.json import JsonObject
     from fluxres.cli.common import Parser
     from fluxres.cli.format import Row
-    from fluxres.session import Session
     from fluxres.wire.payload import WireMap
 
 _LEAD: Final = "{id.f58:>12} ?:{queue:<8.8} +:{username:<8} {name:<10.10+} "
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> int:
     shown = OutputFormat(FORMATS.get(args.format, args.format), title)
     order = shown.sort if args.sort is None else parse_sort(args.sort, title)
     attrs = ["all"] if args.json else attrs_of([*shown.fields, *(field for field, _ in order)])
-    with open_session(args.uri) as session, Explain("list jobs"):
+    with Session(args.uri) as session, Explain("list jobs"):
         entries, missing, truncated = _fetch(session, args, attrs)
         if args.stats:
             print(_stats_line(session.call("job-list.job-stats", {}, idempotent=True)))
@@ -208,7 +207,7 @@ def _print_json(rows: Sequence[JobInfo], *, single: bool) -> None:
 
 
 def _stats(args: Namespace) -> int:
-    with open_session(args.uri) as session, Explain("count jobs"):
+    with Session(args.uri) as session, Explain("count jobs"):
         answer = session.call("job-list.job-stats", {}, idempotent=True)
     print(_stats_line(answer))
     states = _states(answer)

@@ -10,7 +10,7 @@ from fluxres.cli.follow import FollowOptions
 from fluxres.cli.job_attach import Attachment
 from fluxres.cli.submit import SUBMIT, jobid_of
 from fluxres.cli.submit_args import add_job_options, check, draw_key, jobspec_of, submit_request
-from fluxres.cli.watch import open_session
+from fluxres.session import Session
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         show_exec=args.verbose > 2,
         wait_event=args.wait_event,
     )
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         request = submit_request(args, jobspec, args.key or draw_key())
         with Explain("submit"):
             jobid = jobid_of(session.call(SUBMIT, request, idempotent=True))

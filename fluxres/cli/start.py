@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
         raise
 
     def supervise(announce: Callable[[], None]) -> int:
+        where.sign_locks()  # here, because --background has forked in between
         now = time.monotonic()
         restart = not args.no_restart
         supervisor = Supervisor(args.size, restart=restart, temporary=where.temporary, now=now)

@@ -21,7 +21,7 @@ from fluxres.cli.submit_args import (
     uses_cc,
     with_cc,
 )
-from fluxres.cli.watch import open_session
+from fluxres.session import Session
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fluxres.base.errors import RpcError
     from fluxres.base.json import JsonObject
     from fluxres.cli.outcome import Outcome
-    from fluxres.session import Session
     from fluxres.wire.payload import WireMap
 
 SUBMIT: Final = "job-ingest.submit"
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> int:
         options.error("--cc and --bcc exclude each other")
     if args.dry_run:
         return _dry_run(args)
-    with open_session(args.uri) as session:
+    with Session(args.uri) as session:
         jobids, failures = _submit(session, args)
         if args.wait_event is None:
             return 1 if failures else 0

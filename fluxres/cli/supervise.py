@@ -284,11 +284,16 @@ class Supervision:
 
 def ask_shutdown(uri: str) -> None:
     """Shut down the broker at `uri`, which is no child of ours, and wait for its end."""
-    from fluxres.client import Client
+    from fluxres.client import Client, wait_ended
 
-    with contextlib.suppress(FluxresError), Client.connect(uri, PROBE_TIMEOUT) as client:
+    pidfd = -1
+    with contextlib.suppress(FluxresError), Client.connect(uri, PROBE_TIMEOUT, restart_gap=0) as client:
+        pidfd = client.broker_pidfd()
         client.call("broker.shutdown", {}, timeout=SHUTDOWN_TIMEOUT)
         client.receive(SHUTDOWN_TIMEOUT)  # raises Disconnected as soon as it has gone
+    if pidfd >= 0:
+        wait_ended(pidfd, SHUTDOWN_TIMEOUT)
+        os.close(pidfd)
 
 
 def become_subreaper() -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import errno
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fluxres.base.errors import FluxresError
 from fluxres.base.eventlog import Event, decode
-from fluxres.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fluxres.base.errors import RpcError
+    from fluxres.session import Session
     from fluxres.wire.payload import Wire, WireMap
 
-FIRST_CONNECT_FOR: Final = 5.0
-"""Seconds for which a first connection is tried where a broker's socket is there but nobody listens."""
-FIRST_CONNECT_EVERY: Final = 0.05
 WATCH: Final = "job-info.eventlog-watch"
 WAITCREATE: Final = 1
 """Watch flag: where the eventlog is not there yet, wait for it."""
@@ -37,19 +33,6 @@ class JobEvent(NamedTuple):
     event: Event | None
     line: str = ""
     error: RpcError | None = None
-
-
-def open_session(uri: str | None) -> Session:
-    """Connect to a broker, which may be restarting right now. Raises FluxresError."""
-    deadline = time.monotonic() + FIRST_CONNECT_FOR
-    while True:
-        try:
-            return Session(uri)
-        except FluxresError as error:
-            restarting = isinstance(error.__cause__, ConnectionRefusedError | ConnectionResetError)
-            if not restarting or time.monotonic() > deadline:
-                raise
-        time.sleep(FIRST_CONNECT_EVERY)
 
 
 def full_path(name: str) -> str:

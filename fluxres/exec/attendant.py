@@ -86,17 +86,33 @@ class Attendant:
         """Whether the shell has answered, and its connection stands."""
         self._released = trio.Event()
         self._commands, self._command_queue = trio.open_memory_channel[WireMap](COMMANDS)
+        self._linked = trio.CancelScope()
+        self._stdin_next: int | None = None
+        """The first byte of standard input that may be passed on next; None until the shell has told it."""
         self._changed = trio.Event()
 
     # --- what rank 0 asks for
 
     def command(self, message: WireMap) -> bool:
-        """Pass `message` (ack, kill, stdin) to the shell; False where it cannot be taken now."""
+        """Pass `message` (ack, kill) to the shell; False where it cannot be taken now."""
         try:
             self._commands.send_nowait(message)
         except trio.WouldBlock:
             return False
         return True
+
+    def feed(self, offset: int, data: bytes, *, eof: bool, task: int) -> None:
+        """Pass standard input on to the shell.
+
+        Where there is no room for it, the connection is given up: rank 0 begins anew from where the shell says it is
+        when it is attached again, and until then nothing is taken.
+        """
+        if self._stdin_next is None or offset > self._stdin_next:
+            return
+        self._stdin_next = max(self._stdin_next, offset + len(data))
+        if not self.command({"type": "stdin", "task": task, "offset": offset, "data": data, "eof": eof}):
+            self._stdin_next = None
+            self._linked.cancel()
 
     def release(self) -> None:
         """Rank 0 has everything durable: the shell may go."""
@@ -170,12 +186,13 @@ class Attendant:
             if found.kind is Kind.ALIVE:
                 self._keep_pidfd(found)
                 sock = self._dial(dirfd, found)
-            nonce = None if found.claim is None else found.claim.nonce
-            if nonce is None and (identity := jobdir.spec_identity(self._path)) is not None:
-                nonce = identity[0]
+            kind, nonce = found.kind, None if found.claim is None else found.claim.nonce
+            if kind is Kind.UNCLAIMED:
+                identity = jobdir.spec_identity(self._path)
+                kind, nonce = (Kind.NOTHING, None) if identity is None else (kind, identity[0])
             dead = found.kind in (Kind.DEAD, Kind.CORRUPT) and not found.locked
             facts = Facts(
-                kind=found.kind,
+                kind=kind,
                 nonce_matches=nonce in (None, self._nonce),
                 answers=sock is not None,
                 locked=found.locked,
@@ -241,8 +258,10 @@ class Attendant:
 
     async def _attached(self, link: ShellLink, send: Send) -> None:
         try:
+            self._drop_input()
             await link.send({"type": "attach", "nonce": self._nonce, "from": self._sent + 1})
             async with trio.open_nursery() as nursery:
+                self._linked = nursery.cancel_scope
                 nursery.start_soon(self._write, link)
                 async for message in link:
                     await self._relay(message, send)
@@ -257,6 +276,17 @@ class Attendant:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_GRACE):
                 await link.aclose()
 
+    def _drop_input(self) -> None:
+        """Forget standard input that was meant for an earlier connection: the shell may have lost what was before it."""
+        self._stdin_next = None
+        kept: list[WireMap] = []
+        with contextlib.suppress(trio.WouldBlock):
+            while True:
+                kept.append(self._command_queue.receive_nowait())
+        for message in kept:
+            if message["type"] != "stdin":
+                self._commands.send_nowait(message)
+
     async def _relay(self, message: WireMap, send: Send) -> None:
         match message.get("type"):
             case "records":
@@ -264,6 +294,9 @@ class Attendant:
             case "attached" | "stdin-ack":
                 self.attached = True
                 self._retry = RETRY_MIN
+                match message.get("stdin"):
+                    case {"offset": int(offset)}:
+                        self._stdin_next = offset
                 await send(message)
             case "error":
                 raise ProtocolError(f"the shell refuses: {message.get('text')}")

@@ -1,8 +1,9 @@
 """The directory of one (job, rank): `<statedir>/jobs/<jobid>/<rank>/`, which is a shell's whole identity.
 
-It is made with its spec, synced up to the statedir, before anything is asked of the launcher; the spec is written once
-and never rewritten. It goes only after the job's `clean` is durable: renamed first, so that what is half removed is
-never taken for a shell's directory.
+It is made with its spec before anything is asked of the launcher; the spec is written once and never rewritten. It
+goes only after the job's `clean` is durable: renamed into the trash first, so that what is half removed is never taken
+for a shell's directory. These are a few quick calls on a local disk, made in the event loop: a thread would cost more,
+because each of its calls has to win the interpreter's lock again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import secrets
 from collections.abc import Iterator
 from typing import Final, cast
 
@@ -46,27 +47,20 @@ def opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def make(statedir: str, jobid: JobId, rank: int) -> str:
-    """Make the directory if it is not there, durably, and return its path. Raises OSError."""
+def prepare(statedir: str, jobid: JobId, rank: int, spec: bytes) -> str:
+    """Make the directory with its spec, unless that is there, and return its path. Raises OSError.
+
+    Nothing is synced: the shell does that before it claims, and until then nothing has happened. A spec that cannot be
+    read was cut off by the death of the node, and is written again.
+    """
     path = job_path(statedir, jobid, rank)
-    if not os.path.isdir(path):
+    if spec_identity(path) is None:
         os.makedirs(path, mode=PRIVATE, exist_ok=True)
-        for parent in (os.path.dirname(path), os.path.join(statedir, JOBS)):
-            _sync_directory(parent)
+        new = os.path.join(path, SPEC_NEW)
+        with open(new, "wb") as file:
+            file.write(spec)
+        os.rename(new, os.path.join(path, SPEC))
     return path
-
-
-def write_spec(path: str, spec: bytes) -> None:
-    """Write the spec into the directory `path`, durably, unless there is one already. Raises OSError."""
-    if os.path.exists(os.path.join(path, SPEC)):
-        return
-    new = os.path.join(path, SPEC_NEW)
-    with open(new, "wb") as file:
-        file.write(spec)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(new, os.path.join(path, SPEC))
-    _sync_directory(path)
 
 
 def spec_identity(path: str) -> tuple[str, str] | None:
@@ -96,28 +90,20 @@ def inventory(statedir: str, rank: int) -> list[JobId]:
 
 
 def discard(statedir: str, jobid: JobId, rank: int) -> None:
-    """Remove a shell's directory; nothing happens where there is none. Raises FluxresError."""
+    """Put a shell's directory into the trash; nothing happens where there is none. Raises FluxresError."""
     path = job_path(statedir, jobid, rank)
-    trash = os.path.join(statedir, TRASH)
+    trash = trash_path(statedir)
     try:
         os.makedirs(trash, mode=PRIVATE, exist_ok=True)
-        os.rename(path, os.path.join(trash, f"{dothex(jobid)}-{rank}"))
-        with contextlib.suppress(OSError):  # other ranks of the job may lie there too
-            os.rmdir(os.path.dirname(path))
+        os.rename(path, os.path.join(trash, f"{dothex(jobid)}-{rank}-{secrets.token_hex(4)}"))
     except FileNotFoundError:
         return
     except OSError as error:
         raise FluxresError(f"cannot discard {path}: {error.strerror}") from error
-    empty_trash(statedir)
+    with contextlib.suppress(OSError):  # other ranks of the job may lie there too
+        os.rmdir(os.path.dirname(path))
 
 
-def empty_trash(statedir: str) -> None:
-    """Remove what was discarded, now or before a crash."""
-    trash = os.path.join(statedir, TRASH)
-    for name in os.listdir(trash) if os.path.isdir(trash) else []:
-        shutil.rmtree(os.path.join(trash, name), ignore_errors=True)
-
-
-def _sync_directory(path: str) -> None:
-    with opened(path) as fd:
-        os.fsync(fd)
+def trash_path(statedir: str) -> str:
+    """Where discarded directories wait to be removed."""
+    return os.path.join(statedir, TRASH)

@@ -19,32 +19,23 @@ from __future__ import annotations
 
 import errno
 import logging
-import signal
-from typing import Final
 
 import msgspec
 import trio
 
-from fluxres.base.errors import FluxresError, RpcError
+from fluxres.base.errors import RpcError
 from fluxres.base.jobid import JobId, f58
 from fluxres.exec import jobdir
 from fluxres.exec.attendant import Attendant
+from fluxres.exec.forget import Forgetting
 from fluxres.exec.launcher import Launcher
 from fluxres.rpc.fields import AnyJobId, Signum
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
 from fluxres.wire.payload import WireMap
-from fluxres_shell import pidfd
-from fluxres_shell.find import Kind, find
 
 log = logging.getLogger("fluxres.exec")
-
-MAX_FORGOTTEN: Final = 100_000
-"""Directories that may wait to be discarded; what does not fit is found again by the next report."""
-FORGET_POLL: Final = 0.05
-FORGET_GRACE: Final = 10.0
-"""Seconds that a forgotten shell has to end by itself before it is killed."""
 
 
 class _Attend(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +109,7 @@ class Shells:
         self._statedir_id = statedir_id
         self._instance = instance
         self._active: dict[JobId, _Active] = {}
-        self._forgotten, self._forget_queue = trio.open_memory_channel[JobId](MAX_FORGOTTEN)
+        self._forgetting = Forgetting(statedir, router.rank)
         self.service = Service("exec", router, owner_only=True)
         self.service.task("start", self._attend)
         self.service.task("reattach", self._attend)
@@ -137,10 +128,9 @@ class Shells:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; shells run on."""
-        await trio.to_thread.run_sync(jobdir.empty_trash, self._statedir)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.service.run)
-            nursery.start_soon(self._forget_all)
+            nursery.start_soon(self._forgetting.run)
             task_status.started()
 
     async def report(self) -> None:
@@ -160,7 +150,7 @@ class Shells:
         for ended in unknown if isinstance(unknown, list) else []:
             if isinstance(ended, int):
                 log.info("discarding job %s: it has ended", f58(ended))
-                self._discard_later(JobId(ended))
+                self._forgetting.add(JobId(ended))
 
     # --- attending
 
@@ -171,7 +161,7 @@ class Shells:
         jobid = JobId(ask.id)
         path = jobdir.job_path(self._statedir, jobid, self._router.rank)
         if ask.spec is not None:
-            path = await trio.to_thread.run_sync(self._prepare, jobid, ask.spec)
+            path = self._prepare(jobid, ask.spec)
         active = _Active(
             Attendant(
                 path=path,
@@ -185,10 +175,10 @@ class Shells:
         )
         older = self._active.get(jobid)
         self._active[jobid] = active
-        if older is not None:
-            older.scope.cancel()
-            await older.ended.wait()
         try:
+            if older is not None:
+                older.scope.cancel()
+                await older.ended.wait()
             with active.scope:
                 await active.attendant.run(request.stream)
             if active.scope.cancelled_caught:
@@ -201,9 +191,10 @@ class Shells:
                 del self._active[jobid]
 
     def _prepare(self, jobid: JobId, spec: bytes) -> str:
-        path = jobdir.make(self._statedir, jobid, self._router.rank)
-        jobdir.write_spec(path, spec)
-        return path
+        try:
+            return jobdir.prepare(self._statedir, jobid, self._router.rank, spec)
+        except OSError as error:
+            raise RpcError(error.errno or errno.EIO, f"cannot prepare job {f58(jobid)}: {error}") from error
 
     async def _void(self, request: Request) -> WireMap:
         ask = request.parse(_Void)
@@ -235,9 +226,7 @@ class Shells:
     def _stdin(self, request: Request) -> None:
         ask = request.parse(_Stdin)
         if (attendant := self._attendant(ask.id)) is not None:
-            attendant.command(
-                {"type": "stdin", "task": ask.task, "offset": ask.offset, "data": ask.data, "eof": ask.eof}
-            )
+            attendant.feed(ask.offset, ask.data, eof=ask.eof, task=ask.task)
 
     def _kill(self, request: Request) -> None:
         ask = request.parse(_Kill)
@@ -253,37 +242,6 @@ class Shells:
         if (attendant := self._attendant(request.parse(_Id).id)) is not None:
             attendant.release()
 
-    # --- forgetting
-
     def _forget(self, request: Request) -> None:
         for jobid in request.parse(_Ids).ids:
-            self._discard_later(JobId(jobid))
-
-    def _discard_later(self, jobid: JobId) -> None:
-        try:
-            self._forgotten.send_nowait(jobid)
-        except trio.WouldBlock:
-            log.warning("leaving the directory of job %s for later: too many wait", f58(jobid))
-
-    async def _forget_all(self) -> None:
-        async with trio.open_nursery() as nursery:
-            async for jobid in self._forget_queue:
-                nursery.start_soon(self._forget_one, jobid)
-
-    async def _forget_one(self, jobid: JobId) -> None:
-        """Discard a directory once its shell has ended, which is now or very soon; kill the shell if it is not."""
-        path = jobdir.job_path(self._statedir, jobid, self._router.rank)
-        deadline = trio.current_time() + FORGET_GRACE
-        while jobdir.exists(path):
-            with jobdir.opened(path) as dirfd, find(dirfd) as found:
-                alive = found.kind is Kind.ALIVE
-                if alive and trio.current_time() > deadline and found.pidfd is not None:
-                    log.warning("killing the shell of job %s: the job has ended", f58(jobid))
-                    pidfd.send_signal(found.pidfd, signal.SIGKILL)
-            if not alive:
-                break
-            await trio.sleep(FORGET_POLL)
-        try:
-            await trio.to_thread.run_sync(jobdir.discard, self._statedir, jobid, self._router.rank)
-        except FluxresError as error:
-            log.error("%s", error)
+            self._forgetting.add(JobId(jobid))

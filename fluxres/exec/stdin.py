@@ -67,6 +67,7 @@ class StdinPump:
         self._guest = guest
         self._begun = trio.Event()
         self._offsets: dict[int, int] = {}
+        self._feeding: dict[int, trio.CancelScope] = {}
         self._moved = trio.Event()
         if kvs.exists(guest, INPUT_KEY):
             self._begun.set()
@@ -76,8 +77,10 @@ class StdinPump:
         self._begun.set()
 
     def attached(self, rank: int, offset: int) -> None:
-        """The shell of `rank` is attached, and has taken `offset` bytes."""
+        """The shell of `rank` is attached, perhaps anew, and has `offset` bytes: it is fed from there."""
         self._offsets[rank] = offset
+        if (feeding := self._feeding.get(rank)) is not None:
+            feeding.cancel()
         self._wake()
 
     def acked(self, rank: int, offset: int) -> None:
@@ -90,10 +93,20 @@ class StdinPump:
         self._moved = trio.Event()
 
     async def run(self, rank: int) -> None:
-        """Feed `rank` until its input ends, or until cancelled (when its stream is lost)."""
+        """Feed `rank`, each time that it is attached from where it is, until cancelled (when its stream is lost)."""
         await self._begun.wait()
-        while rank not in self._offsets:
-            await self._moved.wait()
+        try:
+            while True:
+                while rank not in self._offsets:
+                    await self._moved.wait()
+                with trio.CancelScope() as self._feeding[rank]:
+                    await self._feed_all(rank)
+                    await trio.sleep_forever()
+        finally:
+            self._feeding.pop(rank, None)
+
+    async def _feed_all(self, rank: int) -> None:
+        """Feed `rank` until its input ends."""
         position = 0
         async with self._kvs.watch(self._guest, INPUT_KEY) as chunks:
             async for chunk in chunks:

@@ -17,7 +17,7 @@ from fluxres.base.errors import FluxresError, RpcError
 from fluxres.base.eventlog import Event, encode
 from fluxres.base.failpoint import hit
 from fluxres.base.jobid import FluidClock, JobId
-from fluxres.base.json import JsonValue
+from fluxres.base.json import JsonObject, JsonValue
 from fluxres.job import keys
 from fluxres.job.jobspec import Jobspec, parse_jobspec
 from fluxres.job.manager import Manager
@@ -58,7 +58,7 @@ class Ingest:
 
     def _submit(self, request: Request) -> None:
         ask = request.parse(_Submit)
-        if (known := self._known(request.userid, ask.key)) is not None:
+        if not self.enabled and (known := self._known(request.userid, ask.key)) is not None:
             request.respond({"id": int(known)})
             return
         self._check(request, ask)
@@ -71,7 +71,7 @@ class Ingest:
         jobid = self._clock.next(int(now * 1000))
         events = self._first_events(jobid, request, ask, now)
         job = fold(jobid, events)
-        self._manager.records.remember(jobid, jobspec)
+        self._manager.records.remember(jobid, jobspec, cast("JsonObject", ask.jobspec))
         ops = _submit_ops(jobid, request.userid, ask, events)
 
         def durable(result: CommitResult) -> None:

@@ -93,7 +93,9 @@ class Manager:
         entries = [self.ledger.add(job) for job in jobs]
         for entry in entries:
             if entry.durable.allocated:
-                self.scheduler.pool.claim(self.records.resources(JobId(entry.durable.id)).allocation())
+                jobid = JobId(entry.durable.id)
+                self.records.remember_resources(jobid, self.records.resources(jobid))
+                self.scheduler.pool.claim(self.records.resources(jobid).allocation())
         for entry in entries:
             self.ledger.post(entry, *self._restart_events(entry.durable))
 
@@ -184,6 +186,7 @@ class Manager:
             starttime=self._now(),
             duration=jobspec.system.duration,
         )
+        self.records.remember_resources(jobid, resources)
         ops = allocation_ops(
             entry.posted,
             resources,
@@ -264,6 +267,13 @@ class Manager:
                 "type": "exception",
                 "data": {"type": str(kind), "severity": int(severity), "note": str(note)},
             }:
-                known = job.exception
-                if known is None or (known.type, known.severity, known.note) != (kind, severity, note):
+                if not self._is_logged(jobid, kind, severity, note):
                     self.raise_exception(entry, kind=kind, severity=severity, note=note)
+
+    def _is_logged(self, jobid: JobId, kind: str, severity: int, note: str) -> bool:
+        """Whether a life before this one has logged that exception: job-exec says each once in a life."""
+        context = {"type": kind, "severity": severity, "note": note}
+        return any(
+            event.name == "exception" and context == {name: event.context.get(name) for name in context}
+            for event in self.records.events(jobid)
+        )

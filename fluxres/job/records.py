@@ -22,7 +22,7 @@ from fluxres.kvs.ops import PRIMARY
 from fluxres.wire.payload import WireMap
 
 MAX_CACHED: Final = 256
-"""Parsed jobspecs that are kept, oldest forgotten first: those of jobs on their way from submit to start."""
+""" Jobspecs that are kept, oldest forgotten first: those of jobs on their way from submit to start."""
 
 
 class JobRecords:
@@ -30,17 +30,23 @@ class JobRecords:
 
     def __init__(self, kvs: Kvs) -> None:
         self._kvs = kvs
-        self._jobspecs: dict[JobId, Jobspec] = {}
+        self._jobspecs: dict[JobId, tuple[Jobspec, JsonObject]] = {}
+        self._resources: dict[JobId, ResourceSet] = {}
 
-    def remember(self, jobid: JobId, jobspec: Jobspec) -> None:
-        """Keep a parsed jobspec for a while: it is asked for again soon."""
-        self._jobspecs[jobid] = jobspec
+    def remember(self, jobid: JobId, jobspec: Jobspec, value: JsonObject) -> None:
+        """Keep a jobspec, parsed and as JSON, for a while: it is asked for again soon."""
+        self._jobspecs[jobid] = (jobspec, value)
         if len(self._jobspecs) > MAX_CACHED:
             del self._jobspecs[next(iter(self._jobspecs))]
 
     def forget(self, jobid: JobId) -> None:
         """The job has ended."""
         self._jobspecs.pop(jobid, None)
+        self._resources.pop(jobid, None)
+
+    def remember_resources(self, jobid: JobId, resources: ResourceSet) -> None:
+        """Keep the R of a job until it has ended."""
+        self._resources[jobid] = resources
 
     def read(self, key: str, what: str) -> bytes:
         """The value of `key`. Raises RpcError ENOENT, naming `what`."""
@@ -62,21 +68,22 @@ class JobRecords:
 
     def jobspec_object(self, jobid: JobId, updates: object = None) -> JsonObject:
         """The jobspec as JSON, with the updates of the eventlog where they are given."""
-        value = cast("JsonObject", msgspec.json.decode(self.read(keys.jobspec_key(jobid), f"jobspec of {f58(jobid)}")))
+        if jobid in self._jobspecs:
+            value = self._jobspecs[jobid][1]
+        else:
+            data = self.read(keys.jobspec_key(jobid), f"jobspec of {f58(jobid)}")
+            value = cast("JsonObject", msgspec.json.decode(data))
         return apply_updates(value, cast("JsonObject", updates)) if updates else value
 
     def jobspec(self, jobid: JobId) -> Jobspec:
         """The jobspec, parsed."""
         cached = self._jobspecs.get(jobid)
-        return parse_jobspec(self.jobspec_object(jobid)) if cached is None else cached
-
-    def r_object(self, jobid: JobId) -> JsonObject | None:
-        """R as JSON; None where the job has none (yet)."""
-        data = self._kvs.get(PRIMARY, keys.r_key(jobid))
-        return None if data is None else cast("JsonObject", msgspec.json.decode(data))
+        return parse_jobspec(self.jobspec_object(jobid)) if cached is None else cached[0]
 
     def resources(self, jobid: JobId) -> ResourceSet:
         """R, parsed. Raises RpcError ENOENT where the job has none."""
+        if (known := self._resources.get(jobid)) is not None:
+            return known
         return parse_r(cast("JsonValue", msgspec.json.decode(self.read(keys.r_key(jobid), f"R of {f58(jobid)}"))))
 
     def start_request(self, job: Job, *, reattach: bool) -> WireMap:
@@ -89,7 +96,7 @@ class JobRecords:
             "id": int(jobid),
             "userid": job.userid,
             "jobspec": cast("WireMap", self.jobspec_object(jobid, job.updates)),
-            "R": cast("WireMap", self.r_object(jobid)),
+            "R": cast("WireMap", resources.encode()),
             "tasks": [[r.rank, r.first, r.count] for r in blocks(resources, counts)],
             "taskmap": taskmap(counts),
             "nonce": self.read(keys.nonce_key(jobid), f"nonce of {f58(jobid)}").decode(),

@@ -43,7 +43,7 @@ async def replay(kvs: Kvs) -> Replayed:
         try:
             job = _read(records, jobid)
         except (FluxresError, ValueError) as error:
-            log.error("quarantining job %s: cannot read its record: %s", f58(jobid), error)
+            log.error("quarantining job %s: %s", f58(jobid), error)
             bad[jobid] = str(error)
         else:
             if job.state is not JobState.INACTIVE:

@@ -276,7 +276,9 @@ class Service:
                 request.fail(refusal.errnum, refusal.text)
             return
         if request.ended is None:
-            request.fail(errno.ECANCELED, f"{request.message.topic} was cancelled")
+            # A stream that is cancelled ends as one that is read to its end: what Flux's own watchers expect.
+            text = f"{request.message.topic} was cancelled"
+            request.fail(errno.ENODATA if request.message.is_streaming else errno.ECANCELED, text)
 
     def _broken(self, request: Request, error: Exception) -> None:
         """A handler has a bug: answer its request, and end the incarnation through the nursery."""

@@ -6,7 +6,7 @@
 Failure cases:
 
 - No directory, no spec, a spec that makes no sense: nothing is claimed, one line on stderr, exit status 1.
-- The claim is somebody else's, or void: exit 0, without a trace. Nothing has been run.
+- The claim is somebody else's, or void, or the directory is being removed: exit 0. Nothing has been run.
 - From the claim on, whatever fails becomes an exit record with an `exception` for rank 0 to raise, so that
   nobody waits for this shell in vain; even an error of the shell itself (tasks that run then die with it).
 """
@@ -31,7 +31,7 @@ from fluxres_shell.find import SPEC
 from fluxres_shell.journal import JournalWriter
 from fluxres_shell.loop import CAUGHT, ShellLoop
 from fluxres_shell.records import STREAMS
-from fluxres_shell.spec import ShellSpec, read_spec
+from fluxres_shell.spec import ShellSpec, make_durable, read_spec
 from fluxres_shell.state import Phase, ShellState
 
 NAME: Final = "fluxres-shell"
@@ -47,6 +47,7 @@ def run_shell(dirfd: int, ready: Callable[[], None]) -> int:
     try:
         try:
             spec, text = read_spec(dirfd)
+            make_durable(dirfd)
             held = claim.take(dirfd, spec.nonce, hashlib.sha256(text).hexdigest())
         except claim.ClaimLost:
             return 0
@@ -54,10 +55,21 @@ def run_shell(dirfd: int, ready: Callable[[], None]) -> int:
             print(f"{NAME}: cannot start: {error}", file=sys.stderr)
             return 1
         with held:
-            _Shell(dirfd, spec).run(ready)
+            if not _discarded(dirfd):
+                _Shell(dirfd, spec).run(ready)
     finally:
         ready()
     return 0
+
+
+def _discarded(dirfd: int) -> bool:
+    """Whether the directory is being removed: its spec goes before its claim, so that a shell which comes so late that
+    the claim is to be had again knows better."""
+    try:
+        os.stat(SPEC, dir_fd=dirfd)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _leave_parent() -> None:

@@ -109,6 +109,19 @@ def read_spec(dirfd: int) -> tuple[ShellSpec, bytes]:
     return parse_spec(text), text
 
 
+def make_durable(dirfd: int) -> None:
+    """Sync the spec in the directory `dirfd`, and the two directories above: a claim must not outlive its spec.
+
+    The directory itself is synced with the claim. Raises OSError.
+    """
+    for name, kind in ((SPEC, 0), ("..", os.O_DIRECTORY), ("../..", os.O_DIRECTORY)):
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | kind, dir_fd=dirfd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 def parse_spec(text: bytes) -> ShellSpec:
     """Parse a spec. Raises SpecError."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from conftest import MakeInstance
 from kit import Expect, Instance, birth, check_invariants, eventually, process_gone, wait_status
 
 WAITS = """
@@ -57,8 +58,8 @@ def test_stopped_in_the_middle_of_everything(instance: Instance) -> None:
     check_invariants(instance, expect)
 
 
-def test_a_temporary_instance_leaves_nothing_behind(make_instance) -> None:  # type: ignore[no-untyped-def]
-    instance: Instance = make_instance(settings={"broker": {"temporary": True}})
+def test_a_temporary_instance_leaves_nothing_behind(make_instance: MakeInstance) -> None:
+    instance = make_instance(settings={"broker": {"temporary": True}})
     instance.start()
     jobs = instance.submit_many([instance.job(WAITS) for _ in range(6)])
     for jobid in jobs[:4]:

@@ -90,7 +90,6 @@ def ask_about(instance: Instance, bad: JobId) -> None:
         ("job-manager.urgency", {"id": int(bad), "urgency": 3}),
         ("job-manager.kill", {"id": int(bad), "signum": 15}),
         ("job-info.lookup", {"id": int(bad), "keys": ["eventlog", "jobspec"], "flags": 0}),
-        ("job-exec.stdin", {"id": int(bad), "data": "x"}),
         ("job-list.job-stats", {}),
     ]
     for topic, payload in calls:

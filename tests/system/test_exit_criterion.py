@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kit import Expect, Instance, birth, check_invariants, eventually, process_gone, wait_status
+from conftest import MakeInstance
+from kit import Expect, birth, check_invariants, eventually, process_gone, wait_status
 
 from fluxres.job.value import JobState
 
@@ -35,8 +36,8 @@ def lines(count: int) -> bytes:
     return b"".join(b"%d\n" % number for number in range(1, count + 1))
 
 
-def test_a_killed_broker_loses_nothing(make_instance) -> None:  # type: ignore[no-untyped-def]
-    instance: Instance = make_instance(cores=RUNNING)
+def test_a_killed_broker_loses_nothing(make_instance: MakeInstance) -> None:
+    instance = make_instance(cores=RUNNING)
     instance.start()
     running = instance.submit_many([instance.job(COUNTER, "0.02") for _ in range(RUNNING)])
     pending = instance.submit_many([instance.job("print('ran'); sys.exit(3)") for _ in range(PENDING)])
@@ -69,8 +70,8 @@ def test_a_killed_broker_loses_nothing(make_instance) -> None:  # type: ignore[n
     assert {jobid: end.pid for jobid, end in ends.items()} == pids
 
 
-def test_brokers_killed_again_and_again(make_instance) -> None:  # type: ignore[no-untyped-def]
-    instance: Instance = make_instance(cores=3)
+def test_brokers_killed_again_and_again(make_instance: MakeInstance) -> None:
+    instance = make_instance(cores=3)
     instance.start()
     jobs = instance.submit_many([instance.job(COUNTER, "0.001") for _ in range(3)])
     for jobid in jobs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from conftest import MakeInstance
 from kit import Expect, Instance, birth, check_invariants, eventually, process_gone, wait_status
 
 SUN_PATH_SIZE = 108
@@ -53,9 +54,9 @@ def test_a_socket_that_became_something_else(instance: Instance) -> None:
     check_invariants(instance, dict.fromkeys(jobs, EXPECT))
 
 
-def test_a_statedir_path_that_no_socket_address_holds(make_instance, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_statedir_path_that_no_socket_address_holds(make_instance: MakeInstance, tmp_path: Path) -> None:
     deep = tmp_path / ("deep" * 20) / ("deeper" * 20)
-    instance: Instance = make_instance(state=deep)
+    instance = make_instance(state=deep)
     instance.start()
     jobid = instance.submit(instance.job(WAITS))
     task = instance.wait_marked(jobid).pid
@@ -71,8 +72,8 @@ def test_a_statedir_path_that_no_socket_address_holds(make_instance, tmp_path: P
     check_invariants(instance, {jobid: EXPECT})
 
 
-def test_a_rundir_path_that_no_socket_address_holds(make_instance) -> None:  # type: ignore[no-untyped-def]
-    instance: Instance = make_instance("long" * 30)
+def test_a_rundir_path_that_no_socket_address_holds(make_instance: MakeInstance) -> None:
+    instance = make_instance("long" * 30)
     assert len(instance.uri) > SUN_PATH_SIZE
     instance.start()
     done = instance.fluxres("run", "echo", "through")

@@ -59,6 +59,21 @@ def test_killed_while_no_broker_lives(instance: Instance, stopped_first: bool) -
     check_invariants(instance, {jobid: KILLED})
 
 
+def test_a_second_exception_is_logged_once(instance: Instance) -> None:
+    """The job is cancelled, then loses its shell; the broker dies when both are durable, and says neither again."""
+    instance.restart(env={"FLUXRES_FAILPOINT": "finish.after"})
+    body = "import signal; signal.signal(15, signal.SIG_IGN); mark('deaf'); time.sleep(600)"
+    jobid = instance.submit(instance.job(body))
+    instance.wait_marked(jobid, "deaf")
+    shell = instance.shell_pid(jobid)
+    instance.cancel(jobid)
+    os.kill(shell, signal.SIGKILL)
+    assert instance.died() == -signal.SIGKILL
+    instance.start()
+    check_invariants(instance, {jobid: Expect(exception="cancel", status=signal.SIGKILL.value)})
+    assert instance.events(jobid).count("exception") == 2
+
+
 def test_a_shell_that_hangs_is_waited_for(instance: Instance) -> None:
     """Silence is never death: a stopped shell is neither given up nor run again, and goes on when it wakes."""
     jobid = instance.submit(

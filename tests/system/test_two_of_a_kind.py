@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import MakeInstance
 from kit import PATIENCE, Expect, Instance, check_invariants, eventually, process_state, wait_status
 
 from fluxres.base.errors import FluxresError
@@ -67,6 +68,19 @@ def test_a_second_broker_is_refused_while_the_first_is_stopped(instance: Instanc
     assert second.returncode == 1
     assert b"another broker" in second.stderr
     assert instance.fluxres("run", "true").returncode == 0
+
+
+def test_a_broker_of_another_statedir_does_not_take_the_socket(make_instance: MakeInstance) -> None:
+    """Two instances by mistake on one rundir: the second says so, and the first one keeps its socket."""
+    first = make_instance("first")
+    second = make_instance("second", settings={"broker": {"rundir": str(first.rundir)}})
+    second.tolerated.append("another broker does")
+    first.start()
+    second.start(wait=False)
+    eventually(lambda: f"cannot listen on {first.rundir}/local-0" in second.log, what="the refusal")
+    assert first.rpc("attr.get", {"name": "broker.pid"})["value"] == str(first.pid)
+    second.kill()
+    assert first.rpc("attr.get", {"name": "broker.pid"})["value"] == str(first.pid)
 
 
 # --- shells
@@ -140,6 +154,19 @@ def test_a_stopped_start_whose_broker_dies_runs_once(instance: Instance) -> None
     eventually(lambda: instance.marked(jobid), what="the start by another shell")
     os.kill(shell, signal.SIGCONT)
     check_invariants(instance, {jobid: Expect(output=b"once\n")})
+
+
+def test_a_shell_that_wakes_up_while_its_directory_is_removed(instance: Instance) -> None:
+    """Removing takes several steps: the spec is gone, and then the void claim, when the shell comes to link its own."""
+    instance.kill()
+    instance.start(env=STOP_SHELL)
+    jobid = instance.submit(instance.job("print('never')"))
+    shell = stopped_shells(instance, jobid)[0]
+    instance.kill()
+    (instance.jobdir(jobid) / "spec").unlink()
+    os.kill(shell, signal.SIGCONT)
+    eventually(lambda: process_state(shell) in "XZ", what="the end of the shell")
+    assert instance.marked() == []
 
 
 def test_a_running_broker_keeps_its_socket_from_a_refused_one(instance: Instance) -> None:

@@ -1,0 +1,152 @@
+"""Standard input through the deaths of brokers: nothing lost, nothing repeated, and its end comes."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import random
+import subprocess
+import threading
+from typing import Final
+
+from kit import PATIENCE, PYTHON, Expect, Instance, check_job, eventually, stopped, wait_status
+
+from fluxres.base.jobid import JobId
+from fluxres.session import Session
+
+MEGABYTE: Final = 1024 * 1024
+DEATHS: Final = 3
+SEED: Final = 20
+COPY: Final = """
+import sys
+while data := sys.stdin.buffer.read1(): sys.stdout.buffer.write(data); sys.stdout.buffer.flush()
+sys.exit(3)
+"""
+DIGEST: Final = """
+import hashlib, sys, time
+digest, size = hashlib.sha256(), 0
+while data := sys.stdin.buffer.read1(4096): digest.update(data); size += len(data)
+print(size, digest.hexdigest())
+"""
+
+
+class Writer(threading.Thread):
+    """Writes to a pipe as fast as its reader takes it, and closes it."""
+
+    def __init__(self, fd: int, data: bytes) -> None:
+        super().__init__()
+        self._fd = fd
+        self._data = memoryview(data)
+        self.written = 0
+
+    def run(self) -> None:
+        """Write."""
+        with contextlib.suppress(BrokenPipeError):  # its reader has all that it wants
+            while self.written < len(self._data):
+                self.written += os.write(self._fd, self._data[self.written : self.written + 8192])
+        os.close(self._fd)
+
+
+def fed(instance: Instance, data: bytes, *args: str) -> tuple[subprocess.Popen[bytes], Writer]:
+    """Start a command with `data` on its standard input."""
+    ours, theirs = os.pipe()
+    process = instance.popen(*args, stdin=ours)
+    os.close(ours)
+    writer = Writer(theirs, data)
+    writer.start()
+    return process, writer
+
+
+def test_input_over_deaths(instance: Instance) -> None:
+    data = random.Random(SEED).randbytes(2 * MEGABYTE)
+    process, writer = fed(instance, data, "run", *PYTHON, DIGEST)
+    for death in range(DEATHS):
+        eventually(lambda goal=(death + 1) * len(data) // (DEATHS + 2): writer.written >= goal, what="input")  # type: ignore[misc]
+        instance.restart()
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert output.decode().split() == [str(len(data)), hashlib.sha256(data).hexdigest()]
+
+
+def test_what_is_typed_while_the_broker_is_away(instance: Instance) -> None:
+    """A person types on; the job gets it all as soon as there is a broker, and the answers come back in order."""
+    ours, theirs = os.pipe()
+    process = instance.popen("run", *PYTHON, COPY, stdin=ours)
+    os.close(ours)
+    (jobid,) = eventually(lambda: list(instance.jobs()), what="the job")
+    instance.wait_event(jobid, "start")
+    typed = b""
+    for n in range(4):
+        before, after = b"before %d\n" % n, b"after %d \xff\x00\n" % n
+        os.write(theirs, before)
+        eventually(lambda want=typed + before: instance.output(jobid) == want, what="the answer")  # type: ignore[misc]
+        instance.kill()
+        os.write(theirs, after)
+        instance.start()
+        typed += before + after
+        eventually(lambda want=typed: instance.output(jobid) == want, what="the later answer")  # type: ignore[misc]
+    instance.kill()
+    os.close(theirs)
+    instance.start()
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (3, typed), errors
+    instance.wait_inactive(jobid)
+    check_job(instance, jobid, Expect(status=wait_status(3), output=typed, tasks=0))
+
+
+def test_input_for_several_tasks(instance: Instance) -> None:
+    """Every task gets all of it, each at its own speed."""
+    data = random.Random(SEED).randbytes(MEGABYTE // 2)
+    slow = DIGEST.replace("size += len(data)", "size += len(data); time.sleep(0.001 * int(os.environ['FLUX_TASK_RANK']))")
+    process, writer = fed(instance, data, "run", "-n", "3", *PYTHON, "import os" + slow)
+    eventually(lambda: writer.written > len(data) // 3, what="input")
+    instance.restart()
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    want = f"{len(data)} {hashlib.sha256(data).hexdigest()}"
+    assert output.decode().splitlines() == [want] * 3
+
+
+def test_a_reader_that_ends_early(instance: Instance) -> None:
+    """A task that takes only a part of its input: the rest does no harm, nor does a death of the broker."""
+    process, writer = fed(instance, b"x" * MEGABYTE, "run", "head", "-c", "10")
+    instance.restart()
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (0, b"x" * 10), errors
+    writer.join(PATIENCE)
+
+
+def store_input(instance: Instance, jobid: JobId, data: bytes, piece: int) -> None:
+    """Give a job input in small pieces, and then its end, asking again over every death."""
+    with Session(instance.uri) as session:
+        for offset in range(0, len(data), piece):
+            part = base64.b64encode(data[offset : offset + piece]).decode()
+            payload = {"id": int(jobid), "data": part, "encoding": "base64", "offset": offset}
+            session.call("job-exec.stdin", payload, idempotent=True)
+        session.call("job-exec.stdin", {"id": int(jobid), "offset": len(data), "eof": True}, idempotent=True)
+
+
+def test_many_small_pieces_while_the_shell_does_not_read(instance: Instance) -> None:
+    """More pieces than any queue on the way holds: a shell that was stopped gets them all."""
+    data = random.Random(SEED).randbytes(3000)
+    jobid = instance.submit(instance.job("import hashlib\nprint(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())"))
+    instance.wait_marked(jobid)
+    with stopped(instance.shell_pid(jobid)):
+        store_input(instance, jobid, data, 2)
+    instance.wait_inactive(jobid)
+    check_job(instance, jobid, Expect(output=hashlib.sha256(data).hexdigest().encode() + b"\n"))
+
+
+def test_input_is_taken_once(instance: Instance) -> None:
+    """A piece that is sent again, whole or in part, and one behind the end change nothing."""
+    jobid = instance.submit(instance.jobspec(*PYTHON, COPY))
+    instance.wait_event(jobid, "start")
+    steps = [("abc", 0, False), ("abc", 0, False), ("bcde", 1, False), ("", -1, False), ("abcdef", 0, True), ("g", 6, False)]
+    for data, offset, eof in steps:
+        payload = {"id": int(jobid), "data": data, "offset": offset, "eof": eof}
+        answer = instance.rpc("job-exec.stdin", payload)  # type: ignore[arg-type]
+        assert answer["offset"] in (3, 5, 6)
+    instance.wait_inactive(jobid)
+    check_job(instance, jobid, Expect(status=wait_status(3), output=b"abcdef", tasks=0))
