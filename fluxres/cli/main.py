@@ -33,6 +33,8 @@ COMMANDS: Final = {
     "kvs": ("fluxres.cli.kvs:main", "read and write the key-value store"),
     "lsattr": ("fluxres.cli.attr:lsattr_main", "list broker attributes"),
     "ping": ("fluxres.cli.ping:main", "measure the time to a service and back"),
+    "queue": ("fluxres.cli.queue:main", "show and control the job queue"),
+    "resource": ("fluxres.cli.resource:main", "show resources"),
     "run": ("fluxres.cli.run:main", "run a job and wait for it"),
     "setattr": ("fluxres.cli.attr:setattr_main", "set a broker attribute"),
     "shutdown": ("fluxres.cli.shutdown:main", "end the instance"),

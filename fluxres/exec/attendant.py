@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -54,6 +55,8 @@ REAP_ROUNDS: Final = 25
 REAP_PAUSE: Final = 0.02
 """How often, and how many seconds apart, the kernel is asked how a dead shell ended."""
 
+RELEASE: Final[WireMap] = {"type": "release"}
+
 Send = Callable[[WireMap], Awaitable[None]]
 
 
@@ -70,7 +73,9 @@ class Attendant:
         cursor: int,
         may_start: bool,
         launcher: Launcher,
+        fresh: bool = False,
     ) -> None:
+        """`fresh` says that the directory was made just now: there is nothing to look at before the start."""
         self._path = path
         self._jobid = jobid
         self._rank = rank
@@ -78,14 +83,14 @@ class Attendant:
         self._sent = cursor
         self._may_start = may_start
         self._launcher = launcher
+        self._fresh = fresh
         self._starts = 0
         self._retry = RETRY_MIN
         self._pidfd: int | None = None
-        self._exit_sent = False
         self.attached = False
         """Whether the shell has answered, and its connection stands."""
         self._released = trio.Event()
-        self._commands, self._command_queue = trio.open_memory_channel[WireMap](COMMANDS)
+        self._commands, self._command_queue = trio.open_memory_channel[tuple[WireMap, ...]](COMMANDS)
         self._linked = trio.CancelScope()
         self._stdin_next: int | None = None
         """The first byte of standard input that may be passed on next; None until the shell has told it."""
@@ -93,10 +98,10 @@ class Attendant:
 
     # --- what rank 0 asks for
 
-    def command(self, message: WireMap) -> bool:
-        """Pass `message` (ack, kill) to the shell; False where it cannot be taken now."""
+    def command(self, *messages: WireMap) -> bool:
+        """Pass messages (ack, kill) to the shell; False where they cannot be taken now."""
         try:
-            self._commands.send_nowait(message)
+            self._commands.send_nowait(messages)
         except trio.WouldBlock:
             return False
         return True
@@ -114,9 +119,11 @@ class Attendant:
             self._stdin_next = None
             self._linked.cancel()
 
-    def release(self) -> None:
-        """Rank 0 has everything durable: the shell may go."""
+    def release(self, seq: int) -> None:
+        """Rank 0 has everything durable, up to the exit record `seq`: the shell may go."""
         self._released.set()
+        if not self.command({"type": "ack", "seq": seq}, RELEASE):
+            self._linked.cancel()  # a shell that loses its broker at the end syncs its journal, and goes too
 
     def void(self, reason: str) -> bool:
         """Make sure that nothing starts, unless it has. True: nothing ran and nothing will."""
@@ -154,12 +161,12 @@ class Attendant:
             os.makedirs(self._path, mode=jobdir.PRIVATE)  # somebody removed it: what ran is lost, and never runs again
         with jobdir.opened(self._path) as dirfd:
             facts, sock = self._gather(dirfd)
+            self._fresh = False
             decision, why = decide(facts)
             match decision:
                 case Decision.ATTACH:
                     assert sock is not None
                     await self._attached(ShellLink(sock), send)
-                    return self._released.is_set() and self._exit_sent
                 case Decision.WAIT:
                     await self._wait()
                 case Decision.START:
@@ -181,6 +188,8 @@ class Attendant:
         return self._released.is_set()
 
     def _gather(self, dirfd: int) -> tuple[Facts, socket.socket | None]:
+        if self._fresh:
+            return Facts(kind=Kind.UNCLAIMED, may_start=self._may_start), None
         with find(dirfd) as found:
             sock = None
             if found.kind is Kind.ALIVE:
@@ -277,15 +286,15 @@ class Attendant:
                 await link.aclose()
 
     def _drop_input(self) -> None:
-        """Forget standard input that was meant for an earlier connection: the shell may have lost what was before it."""
+        """Forget standard input meant for an earlier connection: the shell may have lost what was before it."""
         self._stdin_next = None
-        kept: list[WireMap] = []
+        kept: list[tuple[WireMap, ...]] = []
         with contextlib.suppress(trio.WouldBlock):
             while True:
                 kept.append(self._command_queue.receive_nowait())
-        for message in kept:
-            if message["type"] != "stdin":
-                self._commands.send_nowait(message)
+        for messages in kept:
+            if messages[0]["type"] != "stdin":
+                self._commands.send_nowait(messages)
 
     async def _relay(self, message: WireMap, send: Send) -> None:
         match message.get("type"):
@@ -311,18 +320,11 @@ class Attendant:
         self._sent += len(payloads)
 
     async def _write(self, link: ShellLink) -> None:
-        """Pass commands on; once released, say so and leave the rest to the shell."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._release_shell, link, nursery.cancel_scope)
-            async for command in self._command_queue.clone():
-                await link.send(command)
-
-    async def _release_shell(self, link: ShellLink, commands: trio.CancelScope) -> None:
-        await self._released.wait()
-        self._exit_sent = True
-        commands.cancel()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_GRACE):
-            await link.send({"type": "release"})
+        """Pass commands on. The release is still sent when rank 0 has withdrawn its request: it does so at once."""
+        async for messages in self._command_queue.clone():
+            last = messages[-1] is RELEASE
+            with trio.CancelScope(shield=last, deadline=trio.current_time() + RELEASE_GRACE if last else math.inf):
+                await link.send(*messages)
 
     async def _read_out(self, dirfd: int, send: Send) -> None:
         """Send what a dead shell's journal still holds above the cursor, and say where records are missing.

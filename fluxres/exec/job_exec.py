@@ -132,7 +132,7 @@ class JobExec:
             self._plan(ask),
             kvs=self._kvs,
             handle=self._handle,
-            respond=request.stream,
+            respond=request.respond,
             now=self._now,
         )
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,7 @@ RETRY: Final = 0.2
 LOST_STATUS: Final = signal.SIGKILL.value
 """The wait status of a rank whose shell is gone without having said one."""
 
-Respond = Callable[[WireMap], Awaitable[None]]
+Respond = Callable[[WireMap], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +68,20 @@ class JobRun:
         self._now = now
         self._execution = Execution(plan.ranks, reattach=plan.reattach)
         self._guest = guest_namespace(plan.jobid)
-        self._killed = trio.Event()
+        self._killed = plan.killed
         self._released = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._feeds: dict[int, trio.CancelScope] = {}
         self._voiding = trio.Lock()
         self._stdin = StdinPump(kvs, handle, plan.jobid, self._guest)
-        if plan.killed:
-            self._killed.set()
 
     # --- what the manager asks for
 
     def kill(self) -> None:
         """A fatal exception is logged: end the tasks, or see to it that none start."""
-        self._killed.set()
+        if not self._killed:
+            self._killed = True
+            self._start_killing()
 
     def released(self) -> None:
         """The job's final `release` is durable: the shells may go."""
@@ -87,7 +89,10 @@ class JobRun:
 
     def has_input(self) -> None:
         """There is standard input in the guest namespace."""
-        self._stdin.begin()
+        if not self._stdin.begun:
+            self._stdin.begun = True
+            for rank in self._feeds:
+                self._start_feeding(rank)
 
     async def signal(self, signum: int) -> None:
         """Send a signal to all tasks. Raises RpcError where a rank cannot take it."""
@@ -98,15 +103,19 @@ class JobRun:
 
     async def run(self) -> None:
         """Attend every rank until the job is released; responds as RFC 32 says."""
-        await self._say(self._execution.begin())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._kill_all)
+        self._say(self._execution.begin())
+        async with trio.open_nursery() as self._nursery:
             for rank in self._execution.missing():
-                nursery.start_soon(self._attend, rank, name=f"{f58(self._plan.jobid)} on rank {rank}")
+                self._nursery.start_soon(self._attend, rank, name=f"{f58(self._plan.jobid)} on rank {rank}")
+            if self._killed:
+                self._start_killing()
             await self._released.wait()
-            for rank in self._execution.ranks:
-                self._handle.send("exec.release", {"id": int(self._plan.jobid)}, nodeid=rank)
-            nursery.cancel_scope.cancel()
+            hit("ack.before")
+            for rank, progress in self._execution.ranks.items():
+                release: WireMap = {"id": int(self._plan.jobid), "seq": progress.cursor}
+                self._handle.send("exec.release", release, nodeid=rank)
+            hit("ack.after")
+            self._nursery.cancel_scope.cancel()
 
     async def _attend(self, rank: int) -> None:
         start = not self._plan.reattach
@@ -122,28 +131,36 @@ class JobRun:
             "nonce": self._plan.nonce,
             "statedir": progress.statedir,
             "cursor": progress.cursor,
-            "start": not self._killed.is_set(),
+            "start": not self._killed,
         }
         if start:
             payload["spec"] = self._plan.spec(rank)
             hit("start-request.before")
         topic = "exec.start" if start else "exec.reattach"
-        async with (
-            self._handle.stream(topic, payload, nodeid=rank) as replies,
-            trio.open_nursery() as feeding,
-        ):
+        async with self._handle.stream(topic, payload, nodeid=rank) as replies:
             if start:
                 hit("start-request.after")
-            feeding.start_soon(self._stdin.run, rank)
+            self._feeds[rank] = trio.CancelScope()
+            if self._stdin.begun:
+                self._start_feeding(rank)
             try:
                 async for message in replies:
                     await self._take(rank, message)
             except (RpcError, ProtocolError) as error:
                 return error
             finally:
+                self._feeds.pop(rank).cancel()
                 self._stdin.lost(rank)
-                feeding.cancel_scope.cancel()
         return None
+
+    def _start_feeding(self, rank: int) -> None:
+        """Feed standard input to a rank, for as long as its stream stands."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._feed, rank, self._feeds[rank])
+
+    async def _feed(self, rank: int, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._stdin.run(rank)
 
     async def _refused(self, rank: int, error: RpcError | ProtocolError) -> bool:
         """The rank answered with an error; returns whether it is to be sent a start."""
@@ -154,7 +171,7 @@ class JobRun:
                 await self._lose(rank, f"the journal of rank {rank} cannot be read: {error}")
             case RpcError(errnum=errno.ENOENT):
                 # Nothing was started: start it, unless the job is to end, when `_kill_rank` voids it.
-                if not self._killed.is_set():
+                if not self._killed:
                     return True
                 await trio.sleep(RETRY)
             case RpcError(errnum=errno.ESTALE):
@@ -252,7 +269,7 @@ class JobRun:
             if progress.state is not RankState.WAITING:
                 return
             note = f"cannot start the job shell on rank {rank}: {note}"
-            given_up = () if self._killed.is_set() else (Problem(type="exec", severity=0, note=note),)
+            given_up = () if self._killed else (Problem(type="exec", severity=0, note=note),)
             await self._advance(rank, progress.moved(RankState.VOID, cursor=0, problems=given_up), [])
 
     async def _advance(self, rank: int, progress: Progress, ops: list[Op]) -> None:
@@ -262,10 +279,11 @@ class JobRun:
             ops.append(Append(self._guest, EXEC_EVENTLOG_KEY, self._last_words(rank, progress)))
         await self._kvs.commit(*ops, hold=True)
         due = self._execution.advanced(rank, progress)
-        hit("ack.before")
-        self._handle.send("exec.ack", {"id": int(self._plan.jobid), "seq": progress.cursor}, nodeid=rank)
-        hit("ack.after")
-        await self._say(due)
+        if not progress.ended:  # the exit record is acknowledged with the release
+            hit("ack.before")
+            self._handle.send("exec.ack", {"id": int(self._plan.jobid), "seq": progress.cursor}, nodeid=rank)
+            hit("ack.after")
+        self._say(due)
 
     def _last_words(self, rank: int, progress: Progress) -> bytes:
         """RFC 50 `complete` and `done`, in the transaction that ends the last rank."""
@@ -274,17 +292,17 @@ class JobRun:
         context: JsonObject = {"status": status}
         return (encode(Event(now, "complete", context)) + encode(Event(now, "done"))).encode()
 
-    async def _say(self, responses: list[Response]) -> None:
+    def _say(self, responses: list[Response]) -> None:
+        """Respond, all at once: the manager then logs it all in one commit. They are few for any job."""
         for response in responses:
-            await self._respond({"id": int(self._plan.jobid), "type": response.type, "data": response.data})
+            self._respond({"id": int(self._plan.jobid), "type": response.type, "data": response.data})
 
     # --- killing
 
-    async def _kill_all(self) -> None:
-        await self._killed.wait()
-        async with trio.open_nursery() as nursery:
+    def _start_killing(self) -> None:
+        if self._nursery is not None:
             for rank in self._execution.missing():
-                nursery.start_soon(self._kill_rank, rank)
+                self._nursery.start_soon(self._kill_rank, rank)
 
     async def _kill_rank(self, rank: int) -> None:
         """Void the start, or end the tasks: SIGTERM, then SIGKILL, then the shell itself."""

@@ -47,20 +47,21 @@ def opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def prepare(statedir: str, jobid: JobId, rank: int, spec: bytes) -> str:
-    """Make the directory with its spec, unless that is there, and return its path. Raises OSError.
+def prepare(statedir: str, jobid: JobId, rank: int, spec: bytes) -> bool:
+    """Make the directory with its spec, unless that is there; whether there was no directory. Raises OSError.
 
     Nothing is synced: the shell does that before it claims, and until then nothing has happened. A spec that cannot be
     read was cut off by the death of the node, and is written again.
     """
     path = job_path(statedir, jobid, rank)
-    if spec_identity(path) is None:
+    fresh = not os.path.isdir(path)
+    if fresh or spec_identity(path) is None:
         os.makedirs(path, mode=PRIVATE, exist_ok=True)
         new = os.path.join(path, SPEC_NEW)
         with open(new, "wb") as file:
             file.write(spec)
         os.rename(new, os.path.join(path, SPEC))
-    return path
+    return fresh
 
 
 def spec_identity(path: str) -> tuple[str, str] | None:

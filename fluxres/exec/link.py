@@ -27,10 +27,10 @@ class ShellLink:
         self._decoder = FrameDecoder()
         self._lock = trio.Lock()
 
-    async def send(self, message: WireMap) -> None:
-        """Send one message. Raises trio.BrokenResourceError where the shell is gone."""
+    async def send(self, *messages: WireMap) -> None:
+        """Send messages, all at once. Raises trio.BrokenResourceError where the shell is gone."""
         async with self._lock:
-            await self._stream.send_all(frame(pack(message)))
+            await self._stream.send_all(b"".join(frame(pack(message)) for message in messages))
 
     async def __aiter__(self) -> AsyncIterator[WireMap]:
         """Messages until the shell closes. Raises ProtocolError, trio.BrokenResourceError."""

@@ -9,7 +9,7 @@
 | exec.stdin    | id, offset, data, eof, task        | standard input for the job's tasks here                      |
 | exec.kill     | id, signum, force                  | signal the tasks; `force` kills the shell itself             |
 | exec.void     | id, nonce, note                    | nothing may start; answers {void}: whether nothing ran       |
-| exec.release  | id                                 | rank 0 has everything durable: the shell may go              |
+| exec.release  | id, seq                            | all up to `seq`, the exit record, is durable: it may go      |
 | exec.forget   | ids                                | `clean` is durable: the directories may go                   |
 
 At most one attendant attends a job here: a newer request ends an older one, as a newer incarnation of rank 0 does.
@@ -70,10 +70,6 @@ class _Void(msgspec.Struct, frozen=True, kw_only=True):
     id: AnyJobId
     nonce: str
     note: str
-
-
-class _Id(msgspec.Struct, frozen=True, kw_only=True):
-    id: AnyJobId
 
 
 class _Ids(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,8 +156,7 @@ class Shells:
             raise RpcError(errno.ESTALE, f"this rank has another statedir, {self._statedir_id}, not {ask.statedir}")
         jobid = JobId(ask.id)
         path = jobdir.job_path(self._statedir, jobid, self._router.rank)
-        if ask.spec is not None:
-            path = self._prepare(jobid, ask.spec)
+        fresh = ask.spec is not None and self._prepare(jobid, ask.spec)
         active = _Active(
             Attendant(
                 path=path,
@@ -170,6 +165,7 @@ class Shells:
                 nonce=ask.nonce,
                 cursor=ask.cursor,
                 may_start=ask.start,
+                fresh=fresh,
                 launcher=self._launcher,
             )
         )
@@ -190,7 +186,7 @@ class Shells:
             if self._active.get(jobid) is active:
                 del self._active[jobid]
 
-    def _prepare(self, jobid: JobId, spec: bytes) -> str:
+    def _prepare(self, jobid: JobId, spec: bytes) -> bool:
         try:
             return jobdir.prepare(self._statedir, jobid, self._router.rank, spec)
         except OSError as error:
@@ -239,8 +235,9 @@ class Shells:
             raise RpcError(errno.EAGAIN, f"the shell of job {f58(ask.id)} is not reading")
 
     def _release(self, request: Request) -> None:
-        if (attendant := self._attendant(request.parse(_Id).id)) is not None:
-            attendant.release()
+        ask = request.parse(_Ack)
+        if (attendant := self._attendant(ask.id)) is not None:
+            attendant.release(ask.seq)
 
     def _forget(self, request: Request) -> None:
         for jobid in request.parse(_Ids).ids:

@@ -65,16 +65,11 @@ class StdinPump:
         self._handle = handle
         self._jobid = jobid
         self._guest = guest
-        self._begun = trio.Event()
+        self.begun = kvs.exists(guest, INPUT_KEY)
+        """Whether there is any input: until then nothing has to run."""
         self._offsets: dict[int, int] = {}
         self._feeding: dict[int, trio.CancelScope] = {}
         self._moved = trio.Event()
-        if kvs.exists(guest, INPUT_KEY):
-            self._begun.set()
-
-    def begin(self) -> None:
-        """There is input now."""
-        self._begun.set()
 
     def attached(self, rank: int, offset: int) -> None:
         """The shell of `rank` is attached, perhaps anew, and has `offset` bytes: it is fed from there."""
@@ -94,7 +89,6 @@ class StdinPump:
 
     async def run(self, rank: int) -> None:
         """Feed `rank`, each time that it is attached from where it is, until cancelled (when its stream is lost)."""
-        await self._begun.wait()
         try:
             while True:
                 while rank not in self._offsets:

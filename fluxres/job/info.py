@@ -87,6 +87,7 @@ class JobInfo:
         self._check(request, jobid)
         if ask.path not in WATCHED:
             raise RpcError(errno.EINVAL, f"cannot watch {ask.path!r} of a job: one of {', '.join(sorted(WATCHED))}")
+        self._records.check_quarantine(jobid)  # nothing more would ever come
         seq, index = ask.position
         end = _End()
         key = kvs_path(jobid, ask.path)

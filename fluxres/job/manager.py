@@ -232,7 +232,7 @@ class Manager:
                 start = self.records.start_request(entry.durable, reattach=reattach)
                 async with self._handle.stream("job-exec.start", start) as responses:
                     async for response in responses:
-                        self._exec_said(jobid, response)
+                        self._exec_said(jobid, [response, *responses.ready()])
         except RpcError as error:
             if error.errnum == errno.ENOSYS:
                 await trio.lowlevel.checkpoint_if_cancelled()
@@ -250,30 +250,31 @@ class Manager:
         self.raise_exception(entry, kind="exec", severity=0, note=error.text)
         self.ledger.post(entry, self.ledger.event("release", ranks="all", final=True))
 
-    def _exec_said(self, jobid: JobId, response: WireMap) -> None:
-        """Log what an RFC 32 response says, unless a life before this one has logged it already."""
+    def _exec_said(self, jobid: JobId, responses: list[WireMap]) -> None:
+        """Log what RFC 32 responses say, in one commit; not what a life before this one has logged already."""
         entry = self.ledger.get(jobid)
         if entry is None:
             return
+        events: list[Event] = []
         job = entry.posted
+        for response in responses:
+            event = self._event_of(job, response)
+            if event is not None:
+                events.append(event)
+                job = apply(job, event)
+        if events:
+            self.ledger.post(entry, *events)
+
+    def _event_of(self, job: Job, response: WireMap) -> Event | None:
         match response:
             case {"type": "start" | "reattached"} if not job.started:
-                self.ledger.post(entry, self.ledger.event("start"))
+                return self.ledger.event("start")
             case {"type": "finish", "data": {"status": int(status)}} if job.status is None:
-                self.ledger.post(entry, self.ledger.event("finish", status=status))
+                return self.ledger.event("finish", status=status)
             case {"type": "release", "data": {"ranks": str(ranks), "final": bool(final)}} if not job.final_release:
-                self.ledger.post(entry, self.ledger.event("release", ranks=ranks, final=final))
-            case {
-                "type": "exception",
-                "data": {"type": str(kind), "severity": int(severity), "note": str(note)},
-            }:
-                if not self._is_logged(jobid, kind, severity, note):
-                    self.raise_exception(entry, kind=kind, severity=severity, note=note)
-
-    def _is_logged(self, jobid: JobId, kind: str, severity: int, note: str) -> bool:
-        """Whether a life before this one has logged that exception: job-exec says each once in a life."""
-        context = {"type": kind, "severity": severity, "note": note}
-        return any(
-            event.name == "exception" and context == {name: event.context.get(name) for name in context}
-            for event in self.records.events(jobid)
-        )
+                return self.ledger.event("release", ranks=ranks, final=final)
+            case {"type": "exception", "data": {"type": str(kind), "severity": int(severity), "note": str(note)}}:
+                known = job.exception
+                if known is None or (known.type, known.severity, known.note) != (kind, severity, note):
+                    return self.ledger.event("exception", type=kind, severity=severity, note=note)
+        return None

@@ -62,9 +62,18 @@ class JobRecords:
     def job(self, jobid: JobId) -> Job:
         """The job, folded from its eventlog. Raises RpcError: ENOENT, EIO where the eventlog makes no sense."""
         try:
-            return fold(jobid, self.events(jobid))
+            events = self.events(jobid)
+            if not events:
+                raise ValueError("its eventlog is empty")
+            return fold(jobid, events)
         except (ValueError, EventError, IllegalTransition) as error:
             raise RpcError(errno.EIO, f"cannot read the record of job {f58(jobid)}: {error}") from error
+
+    def check_quarantine(self, jobid: JobId) -> None:
+        """Raise RpcError EIO for a job whose record could not be read when this incarnation began (`job.replay`)."""
+        why = self._kvs.get(PRIMARY, keys.quarantine_key(jobid))
+        if why is not None:
+            raise RpcError(errno.EIO, f"job {f58(jobid)} is in quarantine: {why.decode(errors='replace')}")
 
     def jobspec_object(self, jobid: JobId, updates: object = None) -> JsonObject:
         """The jobspec as JSON, with the updates of the eventlog where they are given."""

@@ -74,6 +74,7 @@ class JobRequests:
         """The active job that `request` may act on. Raises RpcError ENOENT, EINVAL, EPERM."""
         entry = self._manager.ledger.get(JobId(jobid))
         if entry is None or entry.posted.state is JobState.INACTIVE:
+            self._manager.records.check_quarantine(JobId(jobid))
             self._manager.records.job(JobId(jobid))  # ENOENT where there never was one
             raise RpcError(errno.EINVAL, f"job {f58(jobid)} is inactive")
         if not request.is_owner and request.userid != entry.posted.userid:

@@ -53,6 +53,15 @@ class ResponseStream:
             raise StopAsyncIteration
         raise reply.error
 
+    def ready(self) -> list[WireMap]:
+        """The responses that are there already, without waiting; the end of the stream stays for the iteration."""
+        payloads = []
+        while self._replies and self._replies[0].error is None:
+            payloads.append(self._replies.popleft().payload)
+        if payloads and len(self._replies) < STREAM_BUFFER:
+            self._room.set()
+        return payloads
+
     def put(self, reply: Reply) -> None:
         """Take the next reply (the handle calls this)."""
         self._replies.append(reply)

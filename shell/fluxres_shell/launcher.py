@@ -27,6 +27,8 @@ from fluxres.base.failpoint import hit
 from fluxres.wire.payload import pack, unpack_map
 from fluxres_shell.run import NAME, run_shell
 
+GC_THRESHOLD: Final = 20_000
+"""Objects allocated before a shell looks for garbage: more than a short job ever has."""
 MAX_PACKET: Final = 64 * 1024
 REQUEST_FDS: Final = 2
 _WAKEUP_READ: Final = 4096
@@ -50,6 +52,7 @@ def serve(fd: int) -> int:
     # so that its pages stay shared.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     _Launcher(sock, reader, writer).run()
     return 0
 

@@ -62,7 +62,7 @@ mark("start")
 """
 
 
-def eventually(check: Callable[[], T], *, timeout: float = PATIENCE, what: str = "it") -> T:
+def eventually(check: Callable[[], T | None], *, timeout: float = PATIENCE, what: str = "it") -> T:
     """Poll until `check` returns something true, and return that; fails after `timeout` seconds.
 
     A broker that is away, or has no such thing yet, is no answer.
@@ -193,10 +193,10 @@ class Instance:
         assert self.broker is not None
         pidfd = os.pidfd_open(self.broker.pid)
         try:
-            ready, _, _ = select.select([notify, pidfd], [], [], PATIENCE)
+            ready, _, _ = select.select([notify.fileno(), pidfd], [], [], PATIENCE)
         finally:
             os.close(pidfd)
-        assert notify in ready, f"the broker did not come up:\n{self.log}"
+        assert notify.fileno() in ready, f"the broker did not come up:\n{self.log}"
         assert notify.recv(4096).startswith(b"READY=1")
 
     def kill(self) -> None:
@@ -305,7 +305,7 @@ class Instance:
         """What a task wrote to a stream, as far as it is stored."""
         return b"".join(_data(event, stream, task) for event in self.eventlog(jobid, "guest.output"))
 
-    def exception(self, jobid: JobId) -> JsonObject | None:
+    def exception(self, jobid: JobId) -> Mapping[str, JsonValue] | None:
         """The context of the job's first fatal exception."""
         for event in self.eventlog(jobid):
             if event.name == "exception" and event.context["severity"] == 0:
@@ -333,6 +333,10 @@ class Instance:
     def wait_event(self, jobid: JobId, name: str, key: str = "eventlog") -> None:
         """Wait for an event of a job."""
         eventually(lambda: name in self.events(jobid, key), what=f"{name} of {f58(jobid)}")
+
+    def wait_output(self, jobid: JobId, output: bytes) -> None:
+        """Wait until `output` is all that is stored of the job's standard output."""
+        eventually(lambda: self.output(jobid) == output, what=f"the output of {f58(jobid)}")
 
     def wait_inactive(self, *jobids: JobId) -> None:
         """Wait until the jobs, or all where none are named, are INACTIVE."""

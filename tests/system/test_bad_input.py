@@ -220,8 +220,8 @@ def test_bad_requests(bystander: Bystander) -> None:
 def connected(path: Path) -> Iterator[socket.socket]:
     """A raw connection to a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(str(path))  # blocking: a full backlog is waited for, unix(7)
         sock.settimeout(30)
-        sock.connect(str(path))
         yield sock
 
 

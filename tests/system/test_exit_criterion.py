@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from conftest import MakeInstance
 from kit import Expect, birth, check_invariants, eventually, process_gone, wait_status
 
@@ -9,8 +11,6 @@ from fluxres.job.value import JobState
 
 RUNNING = 8
 PENDING = 20
-LINES_BEFORE = 10
-"""Lines that each running job has printed when the broker is killed, and prints while there is none."""
 
 # Prints a numbered line every 20 ms until told to end; then says how many there were.
 COUNTER = """
@@ -36,6 +36,11 @@ def lines(count: int) -> bytes:
     return b"".join(b"%d\n" % number for number in range(1, count + 1))
 
 
+def lines_printed(instance: Instance) -> Counter[str]:
+    """How often each job has said that it printed more lines."""
+    return Counter(marker.jobid for marker in instance.marked(word="lines"))
+
+
 def test_a_killed_broker_loses_nothing(make_instance: MakeInstance) -> None:
     instance = make_instance(cores=RUNNING)
     instance.start()
@@ -50,9 +55,8 @@ def test_a_killed_broker_loses_nothing(make_instance: MakeInstance) -> None:
     assert all(states[jobid]["state"] == JobState.SCHED for jobid in pending)
 
     instance.kill()
-    before = {jobid: len(instance.marked(jobid, "lines")) for jobid in running}
-    for jobid in running:
-        eventually(lambda jobid=jobid: len(instance.marked(jobid, "lines")) > before[jobid], what="lines meanwhile")
+    printed = lines_printed(instance)
+    eventually(lambda: all(lines_printed(instance)[job] > printed[job] for job in printed), what="lines meanwhile")
     instance.start()
 
     assert set(instance.jobs()) == {*running, *pending}

@@ -55,7 +55,7 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 def dead_shell(instance: Instance) -> JobId:
     """A job whose output is stored, and whose shell and broker were killed."""
     jobid = instance.submit(instance.job(BEGUN))
-    eventually(lambda: instance.output(jobid) == b"begun\n", what="the output")
+    instance.wait_output(jobid, b"begun\n")
     shell = instance.shell_pid(jobid)
     instance.kill()
     os.kill(shell, signal.SIGKILL)
@@ -112,7 +112,7 @@ def test_an_impostor_on_the_socket_of_a_living_shell(instance: Instance) -> None
     jobid = instance.submit(
         instance.job("print('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)")
     )
-    eventually(lambda: instance.output(jobid) == b"begun\n", what="the output")
+    instance.wait_output(jobid, b"begun\n")
     instance.kill()
     path = instance.jobdir(jobid) / "sock"
     path.unlink()
@@ -201,7 +201,7 @@ def test_what_had_begun_is_not_begun_again(instance: Instance, lost: str) -> Non
 def test_a_directory_removed_under_a_living_shell(instance: Instance) -> None:
     """Nobody can find that shell again: its job ends with an exception, and its tasks are ended by their mark."""
     jobid = instance.submit(instance.job(BEGUN))
-    eventually(lambda: instance.output(jobid) == b"begun\n", what="the output")
+    instance.wait_output(jobid, b"begun\n")
     task = instance.wait_marked(jobid).pid
     instance.kill()
     shutil.rmtree(instance.jobdir(jobid).parent)

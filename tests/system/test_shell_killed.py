@@ -28,7 +28,7 @@ def test_only_its_own_job_ends(instance: Instance) -> None:
     victim, *others = instance.submit_many([instance.job(DAEMON) for _ in range(3)])
     for jobid in (victim, *others):
         instance.wait_marked(jobid, "daemon")
-        eventually(lambda jobid=jobid: instance.output(jobid) == b"begun\n", what="the output")
+        instance.wait_output(jobid, b"begun\n")
     os.kill(instance.shell_pid(victim), signal.SIGKILL)
     check_invariants(instance, {victim: KILLED}, exact=False)
     exception = instance.exception(victim)
@@ -48,7 +48,7 @@ def test_only_its_own_job_ends(instance: Instance) -> None:
 def test_killed_while_no_broker_lives(instance: Instance, stopped_first: bool) -> None:
     jobid = instance.submit(instance.job(DAEMON))
     instance.wait_marked(jobid, "daemon")
-    eventually(lambda: instance.output(jobid) == b"begun\n", what="the output")
+    instance.wait_output(jobid, b"begun\n")
     shell = instance.shell_pid(jobid)
     instance.kill()
     if stopped_first:
@@ -80,7 +80,7 @@ def test_a_shell_that_hangs_is_waited_for(instance: Instance) -> None:
         instance.job("print('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)")
     )
     instance.wait_marked(jobid)
-    eventually(lambda: instance.output(jobid) == b"begun\n", what="the output")
+    instance.wait_output(jobid, b"begun\n")
     shell = instance.shell_pid(jobid)
     os.kill(shell, signal.SIGSTOP)
     try:

@@ -32,8 +32,8 @@ class Site:
 
     def popen(self, *argv: str) -> subprocess.Popen[str]:
         env = {**os.environ, "FLUXRES_URI": self.uri}
-        out = subprocess.PIPE
-        made = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True)
+        pipe = subprocess.PIPE
+        made = subprocess.Popen(argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self._processes.append(made)
         return made
 
@@ -43,8 +43,8 @@ class Site:
         return process.returncode, out, err
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        """Start an instance whose COMMAND runs until it is ended; returns when it is online."""
-        made = self.popen(*FLUXRES, "start", f"--rundir={self.run}", *options, "sh", "-c", "echo up; exec sleep 600")
+        """Start an instance, and return when it is online. COMMAND runs until it is ended, or its input is."""
+        made = self.popen(*FLUXRES, "start", f"--rundir={self.run}", *options, "sh", "-c", "echo up; exec cat")
         assert made.stdout is not None
         assert made.stdout.readline() == "up\n"
         return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,53 @@ def test_refusal_is_the_errno_of_the_welcome(broker: FakeBroker) -> None:
 def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(FluxresError, match=r"cannot connect to local://.*/none: No such file or directory"):
         Client.connect(f"local://{tmp_path}/none")
+
+
+def test_a_broker_that_is_about_to_be_restarted_is_waited_for(broker: FakeBroker) -> None:
+    broker.on("attr.get", {"value": "x"})
+    broker.stop()
+    assert broker.path.is_socket()
+    refused = threading.Event()
+
+    def restart() -> None:
+        assert refused.wait(10)
+        broker.start()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    with pytest.raises(FluxresError, match=r"Connection refused \(its socket is there, but no broker listens on it\)"):
+        Client.connect(broker.uri, restart_gap=0)
+    refused.set()
+    with Client.connect(broker.uri) as client:
+        assert client.call("attr.get") == {"value": "x"}
+    thread.join()
+
+
+def test_a_broker_that_dies_before_its_welcome_is_waited_for(broker: FakeBroker) -> None:
+    broker.on("attr.get", {"value": "x"})
+    with socket.socket(socket.AF_UNIX) as doomed:
+        doomed.bind(f"{broker.path}.new")
+        doomed.listen()
+        broker.stop()
+        os.rename(f"{broker.path}.new", broker.path)
+
+        def die() -> None:
+            doomed.accept()[0].close()
+            broker.start()
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        with Client.connect(broker.uri) as client:
+            assert client.call("attr.get") == {"value": "x"}
+        thread.join()
+
+
+def test_a_broker_is_not_waited_for_for_ever(broker: FakeBroker) -> None:
+    broker.stop()
+    with pytest.raises(FluxresError, match="Connection refused"):
+        Client.connect(broker.uri, restart_gap=0.05)
+    with pytest.raises(FluxresError, match="Connection refused"):
+        Client.connect(broker.uri, timeout=0.05)
 
 
 def test_no_welcome_in_time(tmp_path: Path) -> None:
