@@ -1,10 +1,11 @@
-"""Failpoints: places where a test can have a process killed, or stopped, to the instruction.
+"""Failpoints: places where a test can have a process killed, stopped, or fail, to the instruction.
 
 `FLUXRES_FAILPOINT=NAME` or `NAME@N` in the environment makes the first, or the N-th, `hit(NAME)` of a process
-send it SIGKILL. With `=stop` behind it, it is SIGSTOP: the process goes on from there at a SIGCONT. The variable
-is read once, at import; without it a hit costs one comparison. An unknown name raises at import, so that no test
-passes because its failpoint was never there. A process forked later, as shells are from the launcher, inherits
-what is armed and the number of hits so far.
+send it SIGKILL. With `=stop` behind it, it is SIGSTOP: the process goes on from there at a SIGCONT. With `=panic`
+the hit raises `Panicked`, a bug as it were, which in a broker ends the incarnation. The variable is read once, at
+import; without it a hit costs one comparison. An unknown name raises at import, so that no test passes because its
+failpoint was never there. A process forked later, as shells are from the launcher, inherits what is armed and the
+number of hits so far.
 
 Each name exists as NAME.before and NAME.after: just before and just after the thing that it names.
 
@@ -62,11 +63,16 @@ _MAX_COUNT_DIGITS: Final = 9
 # Not signal.SIGKILL: every process imports this module, and few need the signal module otherwise.
 _SIGKILL: Final = 9
 _SIGSTOP: Final = 19
-_ACTIONS: Final = {"": _SIGKILL, "stop": _SIGSTOP}
+_PANIC: Final = 0
+_ACTIONS: Final = {"": _SIGKILL, "stop": _SIGSTOP, "panic": _PANIC}
+
+
+class Panicked(Exception):
+    """What a failpoint armed with `=panic` raises; nobody expects it."""
 
 
 class _Armed:
-    """The armed failpoint, how many hits of it are still to come, and the signal of the last one."""
+    """The armed failpoint, how many hits of it are still to come, and the signal of the last one (0: it raises)."""
 
     __slots__ = ("hits_left", "name", "signum")
 
@@ -88,7 +94,7 @@ def _arm(environ: Mapping[str, str]) -> _Armed | None:
     if at and not (count.isascii() and count.isdecimal() and len(count) <= _MAX_COUNT_DIGITS and int(count) > 0):
         raise ValueError(f"cannot arm failpoint {setting!r}: what follows @ must be a number of hits, 1 or more")
     if action not in _ACTIONS:
-        raise ValueError(f"cannot arm failpoint {setting!r}: what follows = must be stop")
+        raise ValueError(f"cannot arm failpoint {setting!r}: what follows = must be stop or panic")
     return _Armed(name, int(count) if at else 1, _ACTIONS[action])
 
 
@@ -98,7 +104,8 @@ _armed = _arm(os.environ)
 def hit(name: str) -> None:
     """Pass the failpoint `name`: kills, or stops, this process when it is armed and this is the hit that counts.
 
-    Raises ValueError when any failpoint is armed and `name` is not one of `FAILPOINTS`.
+    Raises Panicked where that is what it is armed with, and ValueError when any failpoint is armed and `name` is not
+    one of `FAILPOINTS`.
     """
     if _armed is None:
         return
@@ -108,6 +115,8 @@ def hit(name: str) -> None:
         return
     _armed.hits_left -= 1
     if _armed.hits_left == 0:
+        if _armed.signum == _PANIC:
+            raise Panicked(f"failpoint {name}")
         os.kill(os.getpid(), _armed.signum)
         if _armed.signum == _SIGKILL:
             # Only PID 1 of a pid namespace gets here: the kernel ignores a SIGKILL that it sends to itself.

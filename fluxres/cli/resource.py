@@ -25,13 +25,18 @@ if TYPE_CHECKING:
     from fluxres.cli.format import FieldValue
     from fluxres.wire.payload import WireMap
 
-TITLES: Final = {
-    **{name: name.upper() for name in ("state", "nnodes", "ncores", "ngpus", "ranks", "nodelist", "up", "status")},
-    "statex": "STATE",
-    "up.ascii": "UP",
+LIST_TITLES: Final = {name: name.upper() for name in ("state", "nnodes", "ncores", "ngpus", "ranks", "nodelist")}
+STATUS_TITLES: Final = {
+    **LIST_TITLES,
+    "status": "STATUS",
     "reason": "REASON",
+    "statex": "STATE",
+    "up": "UP",
+    "up.ascii": "UP",
 }
 """Fields, with flux-resource(1)'s names."""
+JSON_FIELDS: Final = (*LIST_TITLES, "status", "reason")
+"""The fields of which the others are other ways to write them."""
 LIST_FORMAT: Final = "{state:>10} {nnodes:>6} {ncores:>6} {ngpus:>5} {nodelist}"
 STATUS_FORMAT: Final = "{state:>10} {up:>2} {nnodes:>6} {ncores:>6} {ngpus:>5} ?:{reason:<20.20+} {nodelist}"
 LIST_STATES: Final = ("free", "allocated", "down")
@@ -44,30 +49,38 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     made = parser("resource", "Show resources")
     sub = subcommands(made)
-    for name, what, shape, states, more in (
-        ("list", "the scheduler's view: free, allocated, down", LIST_FORMAT, LIST_STATES, ("up", "all")),
-        ("status", "which nodes are available, drained, online", STATUS_FORMAT, STATUS_STATES, tuple(_ALIASES)),
+    for name, what, states in (
+        ("list", "the scheduler's view: free, allocated, down", (*LIST_STATES, "up", "all")),
+        ("status", "which nodes are available, drained, online", (*STATUS_STATES, *_ALIASES)),
     ):
+        titles, shape = _columns(name)
         each: Parser = sub.add_parser(name, help=what, description=what.capitalize(), allow_abbrev=False)
         each.add_argument(
             "-s",
             "--states",
             metavar="STATES",
-            type=argument(_states_parser((*states, *more))),
-            help=f"only these, separated by commas: {', '.join((*states, *more))}",
+            type=argument(_states_parser(states)),
+            help=f"only these, separated by commas: {', '.join(states)}",
         )
-        each.add_argument("-o", "--format", metavar="FORMAT", default=shape, help=f"fields: {', '.join(TITLES)}")
+        each.add_argument("-o", "--format", metavar="FORMAT", default=shape, help=f"fields: {', '.join(titles)}")
         each.add_argument("-n", "--no-header", action="store_true", help="no titles")
         each.add_argument("--json", action="store_true", help="print JSON")
     args = made.parse_args(argv)
-    shown = OutputFormat(args.format, TITLES.get)
+    titles, _ = _columns(args.subcommand)
+    shown = OutputFormat(args.format, titles.get)
     with Session(args.uri) as session, Explain(f"{'list' if args.subcommand == 'list' else 'show'} resources"):
         rows = (_list if args.subcommand == "list" else _status)(session, args.states)
     if args.json:
-        print(json.dumps({"resources": rows}))
+        fields = [name for name in JSON_FIELDS if name in titles]
+        print(json.dumps({"resources": [{name: row[name] for name in fields} for row in rows]}))
     else:
         _print(shown, rows, args)
     return 0
+
+
+def _columns(subcommand: str) -> tuple[Mapping[str, str], str]:
+    """The titles of a subcommand's fields, and its format."""
+    return (LIST_TITLES, LIST_FORMAT) if subcommand == "list" else (STATUS_TITLES, STATUS_FORMAT)
 
 
 def _states_parser(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

@@ -195,6 +195,7 @@ class JobExec:
         await self._run(ask.id).signal(ask.signum)
 
     def _end_run(self, request: Request) -> None:
+        request.require_owner()
         jobid = JobId(request.parse(_Id).id)
         if jobid in self._runs:
             self._runs[jobid].kill()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import trio
 
@@ -30,6 +31,9 @@ from fluxres.sched.service import Scheduler
 from fluxres.wire.payload import WireMap
 
 log = logging.getLogger("fluxres.job-manager")
+
+EXEC_GONE: Final = frozenset({errno.ENOSYS, errno.ENOTRECOVERABLE})
+"""Errors that tell nothing of the job: job-exec itself has ended, or has a bug."""
 
 
 class Manager:
@@ -234,9 +238,9 @@ class Manager:
                     async for response in responses:
                         self._exec_said(jobid, [response, *responses.ready()])
         except RpcError as error:
-            if error.errnum == errno.ENOSYS:
+            if error.errnum in EXEC_GONE:
                 await trio.lowlevel.checkpoint_if_cancelled()
-                raise  # job-exec is gone, and this incarnation with it
+                raise  # and this incarnation ends with it: the next one finds what runs
             self._exec_failed(jobid, error)
         finally:
             self._executing.discard(jobid)

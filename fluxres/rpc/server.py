@@ -1,8 +1,9 @@
 """A service: named methods, and the table of requests that it has not yet answered.
 
 Each request gets exactly one terminal response (invariant I5): a second one raises IllegalTransition. A handler says
-no by raising RpcError. Any other exception in a handler is a bug: the request is answered with EPROTO, so that its
-sender does not send it for ever, and the exception leaves the service's nursery, which ends the incarnation.
+no by raising RpcError. Any other exception in a handler is a bug: the request is answered with ENOTRECOVERABLE, so
+that its sender does not send it for ever and knows this from a refusal, and the exception leaves the service's
+nursery, which ends the incarnation.
 
 Three kinds of handler:
 
@@ -284,7 +285,7 @@ class Service:
         """A handler has a bug: answer its request, and end the incarnation through the nursery."""
         log.error("service %s: %s failed", self.name, request.message.topic, exc_info=error)
         if request.ended is None:
-            request.fail(errno.EPROTO, f"{request.message.topic} failed inside the broker: {error!r}")
+            request.fail(errno.ENOTRECOVERABLE, f"{request.message.topic} failed inside the broker: {error!r}")
         if self._nursery is not None and request.scope is None:
             self._nursery.start_soon(_raise, error, name=f"{self.name}.broken")
 

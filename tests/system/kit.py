@@ -285,6 +285,10 @@ class Instance:
         assert all(reply is not None and reply.error is None for reply in replies), replies
         return [JobId(cast("int", reply.payload["id"])) for reply in replies if reply is not None]
 
+    def insist(self, jobspec: JsonObject, *, key: str) -> JobId:
+        """Submit a job as often as it takes to get an answer."""
+        return eventually(lambda: self.submit(jobspec, key=key), what="an answer")
+
     def cancel(self, jobid: JobId, note: str = "") -> None:
         """Cancel a job; returns when the exception is durable."""
         self.rpc("job-manager.raise", {"id": int(jobid), "type": "cancel", "severity": 0, "note": note})

@@ -27,7 +27,7 @@ from fluxres.base.json import JsonObject
 from fluxres.wire.codec import encode
 from fluxres.wire.framing import frame
 from fluxres.wire.messages import MessageType, request
-from fluxres.wire.payload import pack, unpack_map
+from fluxres.wire.payload import WireMap, pack, unpack_map
 
 GIGABYTE = 1 << 30
 UNTIL = "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\nprint('undisturbed'); sys.exit(6)"
@@ -120,7 +120,7 @@ def test_output_into_nowhere(bystander: Bystander) -> None:
 # --- jobspecs
 
 
-BAD_JOBSPECS: dict[str, Callable[[JsonObject], object]] = {
+BAD_JOBSPECS: dict[str, Callable[[dict[str, object]], object]] = {
     "a list": lambda spec: [spec],
     "text": lambda spec: "jobspec",
     "nothing": lambda spec: None,
@@ -162,7 +162,7 @@ def test_bad_jobspecs(bystander: Bystander) -> None:
     """Each is refused with a reason, and no jobid is given."""
     instance = bystander.instance
     for name, spoil in BAD_JOBSPECS.items():
-        spec = cast("JsonObject", spoil(instance.job()))
+        spec = cast("JsonObject", spoil(dict(instance.job())))
         with pytest.raises(RpcError) as caught:
             instance.rpc("job-ingest.submit", submission(spec))
         assert caught.value.errnum in (errno.EINVAL, errno.EPROTO), name
@@ -174,10 +174,10 @@ def test_bad_jobspecs(bystander: Bystander) -> None:
 def test_bad_requests(bystander: Bystander) -> None:
     """Requests that make no sense to their service are answered so."""
     instance = bystander.instance
-    bad: list[tuple[str, JsonObject, int]] = [
+    bad: list[tuple[str, WireMap, int]] = [
         ("no-such-service.x", {}, errno.ENOSYS),
         ("job-manager.no-such-method", {}, errno.ENOSYS),
-        ("job-ingest.submit", {"jobspec": instance.job()}, errno.EPROTO),
+        ("job-ingest.submit", {"jobspec": cast("WireMap", instance.job())}, errno.EPROTO),
         ("job-ingest.submit", {**submission(instance.job()), "urgency": "high"}, errno.EPROTO),
         ("job-ingest.submit", {**submission(instance.job()), "key": "k" * 1000}, errno.EPROTO),
         ("job-manager.raise", {"id": "x"}, errno.EPROTO),
@@ -205,7 +205,7 @@ def test_bad_requests(bystander: Bystander) -> None:
     ]
     for topic, payload, errnum in bad:
         with pytest.raises(RpcError) as caught:
-            instance.rpc(topic, cast("dict[str, str]", payload))  # type: ignore[arg-type]
+            instance.rpc(topic, payload)
         assert errnum in (0, caught.value.errnum), f"{topic} {payload}: {caught.value!r}"
         assert caught.value.text, f"{topic} {payload}: no text"
         assert instance.broker is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from conftest import MakeInstance
-from kit import Expect, birth, check_invariants, eventually, process_gone, wait_status
+from kit import Expect, Instance, birth, check_invariants, eventually, process_gone, wait_status
 
 from fluxres.job.value import JobState
 

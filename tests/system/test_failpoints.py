@@ -65,6 +65,7 @@ class Load:
         }
         self.ids: dict[str, JobId] = {}
         self.deaths: list[int] = []
+        self.is_over = False
 
     def run(self) -> None:
         """Submit everything, cancel what is to be cancelled; revive the broker, disarmed, when it dies."""
@@ -79,7 +80,7 @@ class Load:
                 self.ids[handles.pop(handle)] = JobId(identity)
             assert not handles, "I5: a request was answered twice, another not at all"
             self._until(self._cancellable)
-            if "clean" not in self.instance.events(self.ids["cancelled"]):
+            if not self.is_over:
                 cancelled = int(self.ids["cancelled"])
                 session.begin("job-manager.raise", {"id": cancelled, "type": "cancel", "severity": 0, "note": ""})
                 list(self._answers(session, 1))
@@ -114,7 +115,8 @@ class Load:
     def _cancellable(self) -> bool:
         """The job to be cancelled runs, or is over already, because its shell had to die."""
         jobid = self.ids["cancelled"]
-        return bool(self.instance.marked(jobid)) or "clean" in self.instance.events(jobid)
+        self.is_over = "clean" in self.instance.events(jobid)
+        return self.is_over or bool(self.instance.marked(jobid))
 
     def _all_inactive(self) -> bool:
         return all("clean" in self.instance.events(jobid) for jobid in self.ids.values())

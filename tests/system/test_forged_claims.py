@@ -90,6 +90,15 @@ def test_a_reused_pid(instance: Instance, stranger: subprocess.Popen[bytes]) -> 
     assert note_of(instance, jobid).startswith("the job shell was killed")
 
 
+def bind_at(listener: socket.socket, path: Path) -> None:
+    """Bind a socket at a path of any length: one that is too long for bind(2) is told by its directory."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
+
+
 def test_a_reused_pid_whose_process_listens_on_the_socket(
     instance: Instance, stranger: subprocess.Popen[bytes]
 ) -> None:
@@ -98,7 +107,7 @@ def test_a_reused_pid_whose_process_listens_on_the_socket(
     path = instance.jobdir(jobid) / "sock"
     path.unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))
+        bind_at(listener, path)
         listener.listen()
         listener.setblocking(False)
         instance.start()
@@ -117,7 +126,7 @@ def test_an_impostor_on_the_socket_of_a_living_shell(instance: Instance) -> None
     path = instance.jobdir(jobid) / "sock"
     path.unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))
+        bind_at(listener, path)
         listener.listen()
         listener.setblocking(False)
         instance.start()

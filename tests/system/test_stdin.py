@@ -9,12 +9,14 @@ import os
 import random
 import subprocess
 import threading
+from functools import partial
 from typing import Final
 
 from kit import PATIENCE, PYTHON, Expect, Instance, check_job, eventually, stopped, wait_status
 
 from fluxres.base.jobid import JobId
 from fluxres.session import Session
+from fluxres.wire.payload import WireMap
 
 MEGABYTE: Final = 1024 * 1024
 DEATHS: Final = 3
@@ -49,6 +51,16 @@ class Writer(threading.Thread):
         os.close(self._fd)
 
 
+def has_written(writer: Writer, goal: int) -> bool:
+    """Whether so many bytes have been written."""
+    return writer.written >= goal
+
+
+def wait_output(instance: Instance, jobid: JobId, want: bytes) -> None:
+    """Wait until exactly this is stored of the job's output."""
+    eventually(lambda: instance.output(jobid) == want, what=f"{want[-20:]!r}")
+
+
 def fed(instance: Instance, data: bytes, *args: str) -> tuple[subprocess.Popen[bytes], Writer]:
     """Start a command with `data` on its standard input."""
     ours, theirs = os.pipe()
@@ -63,7 +75,8 @@ def test_input_over_deaths(instance: Instance) -> None:
     data = random.Random(SEED).randbytes(2 * MEGABYTE)
     process, writer = fed(instance, data, "run", *PYTHON, DIGEST)
     for death in range(DEATHS):
-        eventually(lambda goal=(death + 1) * len(data) // (DEATHS + 2): writer.written >= goal, what="input")  # type: ignore[misc]
+        goal = (death + 1) * len(data) // (DEATHS + 2)
+        eventually(partial(has_written, writer, goal), what="input")
         instance.restart()
     output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
@@ -81,12 +94,12 @@ def test_what_is_typed_while_the_broker_is_away(instance: Instance) -> None:
     for n in range(4):
         before, after = b"before %d\n" % n, b"after %d \xff\x00\n" % n
         os.write(theirs, before)
-        eventually(lambda want=typed + before: instance.output(jobid) == want, what="the answer")  # type: ignore[misc]
+        wait_output(instance, jobid, typed + before)
         instance.kill()
         os.write(theirs, after)
         instance.start()
         typed += before + after
-        eventually(lambda want=typed: instance.output(jobid) == want, what="the later answer")  # type: ignore[misc]
+        wait_output(instance, jobid, typed)
     instance.kill()
     os.close(theirs)
     instance.start()
@@ -99,8 +112,9 @@ def test_what_is_typed_while_the_broker_is_away(instance: Instance) -> None:
 def test_input_for_several_tasks(instance: Instance) -> None:
     """Every task gets all of it, each at its own speed."""
     data = random.Random(SEED).randbytes(MEGABYTE // 2)
-    slow = DIGEST.replace("size += len(data)", "size += len(data); time.sleep(0.001 * int(os.environ['FLUX_TASK_RANK']))")
-    process, writer = fed(instance, data, "run", "-n", "3", *PYTHON, "import os" + slow)
+    pause = "; time.sleep(0.001 * int(os.environ['FLUX_TASK_RANK']))"
+    slow = "import os" + DIGEST.replace("size += len(data)", "size += len(data)" + pause)
+    process, writer = fed(instance, data, "run", "-n", "3", *PYTHON, slow)
     eventually(lambda: writer.written > len(data) // 3, what="input")
     instance.restart()
     output, errors = process.communicate(timeout=PATIENCE)
@@ -123,7 +137,7 @@ def store_input(instance: Instance, jobid: JobId, data: bytes, piece: int) -> No
     with Session(instance.uri) as session:
         for offset in range(0, len(data), piece):
             part = base64.b64encode(data[offset : offset + piece]).decode()
-            payload = {"id": int(jobid), "data": part, "encoding": "base64", "offset": offset}
+            payload: WireMap = {"id": int(jobid), "data": part, "encoding": "base64", "offset": offset}
             session.call("job-exec.stdin", payload, idempotent=True)
         session.call("job-exec.stdin", {"id": int(jobid), "offset": len(data), "eof": True}, idempotent=True)
 
@@ -143,10 +157,11 @@ def test_input_is_taken_once(instance: Instance) -> None:
     """A piece that is sent again, whole or in part, and one behind the end change nothing."""
     jobid = instance.submit(instance.jobspec(*PYTHON, COPY))
     instance.wait_event(jobid, "start")
-    steps = [("abc", 0, False), ("abc", 0, False), ("bcde", 1, False), ("", -1, False), ("abcdef", 0, True), ("g", 6, False)]
-    for data, offset, eof in steps:
-        payload = {"id": int(jobid), "data": data, "offset": offset, "eof": eof}
-        answer = instance.rpc("job-exec.stdin", payload)  # type: ignore[arg-type]
+    pieces = [("abc", 0), ("abc", 0), ("bcde", 1), ("", -1), ("abcdef", 0), ("g", 6)]
+    for data, offset in pieces:
+        eof = data == "abcdef"
+        payload: WireMap = {"id": int(jobid), "data": data, "offset": offset, "eof": eof}
+        answer = instance.rpc("job-exec.stdin", payload)
         assert answer["offset"] in (3, 5, 6)
     instance.wait_inactive(jobid)
     check_job(instance, jobid, Expect(status=wait_status(3), output=b"abcdef", tasks=0))

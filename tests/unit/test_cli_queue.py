@@ -179,8 +179,10 @@ def test_resource_list(run: Run, broker: FakeBroker) -> None:
         "up 16 0-1,3\nall 20 0-3\n",
         "",
     )
-    shown = json.loads(run("resource", "list", "--json", "-s", "down")[1])["resources"]
-    assert [(row["state"], row["ncores"], row["nodelist"]) for row in shown] == [("down", 4, "n2")]
+    assert json.loads(run("resource", "list", "--json", "-s", "down")[1]) == {
+        "resources": [{"state": "down", "nnodes": 1, "ncores": 4, "ngpus": 1, "ranks": "2", "nodelist": "n2"}]
+    }
+    assert "there is no field 'up'" in run("resource", "list", "-o", "{up}")[2]
     assert run("resource", "list", "-s", "x")[0] == 2
 
 
@@ -196,7 +198,10 @@ def test_resource_status(run: Run, broker: FakeBroker) -> None:
         {
             "R": ALL,
             "drain": {"1-2": {"timestamp": 1.0, "reason": "fan"}},
-            "online": "0-2", "offline": "3-4", "exclude": "", "torpid": "",
+            "online": "0-2",
+            "offline": "3-4",
+            "exclude": "",
+            "torpid": "",
         },
     )
     assert run("resource", "status", "-o", "{state:>9} {up.ascii} {nnodes} {ncores} {nodelist} {reason}") == (

@@ -56,6 +56,21 @@ def test_an_armed_process_is_stopped_and_goes_on() -> None:
     assert output.split() == ["0", "1", "2"]
 
 
+def test_an_armed_hit_raises_once() -> None:
+    code = HITS.replace('hit("claim.before")', "try_hit()").replace(
+        "for number",
+        """
+def try_hit():
+    try:
+        hit("claim.before")
+    except Exception as error:
+        print(error, flush=True)
+for number""",
+        1,
+    )
+    assert run("claim.before@2=panic", code).stdout.splitlines() == ["0", "1", "failpoint claim.before", "2"]
+
+
 @pytest.mark.parametrize(
     ("setting", "why"),
     [
@@ -64,7 +79,7 @@ def test_an_armed_process_is_stopped_and_goes_on() -> None:
         ("claim.before@0", "must be a number of hits, 1 or more"),
         ("claim.before@", "must be a number of hits, 1 or more"),
         ("claim.before@x", "must be a number of hits, 1 or more"),
-        ("claim.before=sleep", "what follows = must be stop"),
+        ("claim.before=sleep", "what follows = must be stop or panic"),
     ],
 )
 def test_a_wrong_setting_raises_at_import(setting: str, why: str) -> None:

@@ -429,7 +429,7 @@ async def test_a_bug_answers_its_request_and_ends_the_service(
             client.send("toy.bug")
             await trio.sleep_forever()
     assert caught.group_contains(ZeroDivisionError, match="a bug")
-    assert client.errnums() == [errno.EPROTO]
+    assert client.errnums() == [errno.ENOTRECOVERABLE]
     assert service.queue()[0] == 0
 
 
