@@ -98,7 +98,7 @@ class Leader:
 
     def take_up(self) -> None:
         """Go on with the jobs of the incarnations before: the manager must be running."""
-        self.manager.take_up(self.replayed.jobs)
+        self.manager.take_up(self.replayed.jobs, self.replayed.requests)
 
     async def cancel_all(self, grace: float) -> None:
         """Cancel every job, and wait `grace` seconds at most until they are gone."""

@@ -35,6 +35,7 @@ UPDATABLE: Final = ("attributes", "resources", "tasks")
 """The keys below which a `jobspec-update` event may change a jobspec."""
 
 _MAX_SHOWN: Final = 80
+_UNFIT: Final = re.compile("[\0\ud800-\udfff]")
 
 _Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
 _NotNegative = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
@@ -325,7 +326,7 @@ def _constraint(system: System) -> Constraint:
 def _check_text(path: str, texts: Iterable[str]) -> None:
     """No NUL, which no program can be given, and no lone surrogates, which no message can carry."""
     for text in texts:
-        if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        if _UNFIT.search(text):
             _refuse(path, "expected text without NUL that is valid UTF-8", text)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -26,7 +26,7 @@ from fluxres.job.value import Job, JobState
 from fluxres.kvs.kvs import Kvs
 from fluxres.rpc.handle import Handle
 from fluxres.sched.policy import Decision, Denied
-from fluxres.sched.pool import Pool
+from fluxres.sched.pool import Pool, Request
 from fluxres.sched.service import Scheduler
 from fluxres.wire.payload import WireMap
 
@@ -56,6 +56,8 @@ class Manager:
         self._statedir_of = statedir_of
         self._nursery: trio.Nursery | None = None
         self._executing: set[JobId] = set()
+        self._requests: dict[JobId, Request] = {}
+        """Requests of replayed jobs that are not with the scheduler yet."""
         self.ended = trio.Event()
         """Set and replaced whenever a job becomes INACTIVE."""
 
@@ -92,8 +94,12 @@ class Manager:
             context["userid"] = userid
         self.ledger.post(entry, self.ledger.event("exception", **context), then=then)
 
-    def take_up(self, jobs: Sequence[Job]) -> None:
-        """Go on with replayed jobs: claim what they hold, log `flux-restart`, pay what is owed."""
+    def take_up(self, jobs: Sequence[Job], requests: Mapping[JobId, Request]) -> None:
+        """Go on with replayed jobs: claim what they hold, log `flux-restart`, pay what is owed.
+
+        `requests` are what the pending ones ask of the scheduler.
+        """
+        self._requests.update(requests)
         entries = [self.ledger.add(job) for job in jobs]
         for entry in entries:
             if entry.durable.allocated:
@@ -169,7 +175,7 @@ class Manager:
 
     def _request(self, entry: Entry) -> None:
         job = entry.durable
-        request = self.records.jobspec(JobId(job.id)).request()
+        request = self._requests.pop(JobId(job.id), None) or self.records.jobspec(JobId(job.id)).request()
         self.scheduler.request(job.id, request, priority=job.priority)
 
     def _decided(self, decision: Decision) -> None:
@@ -215,6 +221,7 @@ class Manager:
             for rank in self.records.resources(jobid).ranks():
                 self._handle.send("exec.forget", {"ids": [int(jobid)]}, nodeid=rank)
         self.records.forget(jobid)
+        self._requests.pop(jobid, None)
         self.ended.set()
         self.ended = trio.Event()
 

@@ -15,9 +15,10 @@ from fluxres.base.errors import FluxresError
 from fluxres.base.jobid import JobId, f58
 from fluxres.job import keys
 from fluxres.job.records import JobRecords
-from fluxres.job.value import Job, JobState
+from fluxres.job.value import PENDING, Job, JobState
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Put, Unlink
+from fluxres.sched.pool import Request
 
 log = logging.getLogger("fluxres.job-manager")
 
@@ -27,9 +28,12 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What the store had: the active jobs in order, the ids in quarantine, and the last jobid ever given."""
+    """What the store had: the active jobs in order, what the pending ones of them ask of the scheduler, the ids in
+    quarantine, and the last jobid ever given.
+    """
 
     jobs: list[Job]
+    requests: dict[JobId, Request]
     quarantined: frozenset[JobId]
     last: int
 
@@ -38,16 +42,19 @@ async def replay(kvs: Kvs) -> Replayed:
     """Read all active jobs. Raises what the store raises."""
     records = JobRecords(kvs)
     jobs: list[Job] = []
+    requests: dict[JobId, Request] = {}
     bad: dict[JobId, str] = {}
     for count, jobid in enumerate(_ids(kvs, keys.ACTIVE_INDEX)):
         try:
-            job = _read(records, jobid)
+            job, request = _read(records, jobid)
         except (FluxresError, ValueError) as error:
             log.error("quarantining job %s: %s", f58(jobid), error)
             bad[jobid] = str(error)
         else:
             if job.state is not JobState.INACTIVE:
                 jobs.append(job)
+            if job.state & PENDING:
+                requests[jobid] = request
         if count % BATCH == BATCH - 1:
             await trio.lowlevel.checkpoint()
     for jobid, why in bad.items():
@@ -59,18 +66,19 @@ async def replay(kvs: Kvs) -> Replayed:
     newest = kvs.list_range(PRIMARY, keys.ALL_INDEX, before=None, limit=1)
     return Replayed(
         jobs=jobs,
+        requests=requests,
         quarantined=frozenset(_ids(kvs, keys.QUARANTINE)) | frozenset(bad),
         last=int(keys.from_index_name(newest[0])) if newest else 0,
     )
 
 
-def _read(records: JobRecords, jobid: JobId) -> Job:
+def _read(records: JobRecords, jobid: JobId) -> tuple[Job, Request]:
     """One job with all that a restart needs of it, so that what cannot be read is found now."""
     job = records.job(jobid)
-    records.jobspec(jobid)
+    request = records.jobspec(jobid).request()
     if job.allocated:
         records.resources(jobid)
-    return job
+    return job, request
 
 
 def _ids(kvs: Kvs, index: str) -> list[JobId]:

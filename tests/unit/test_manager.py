@@ -118,7 +118,7 @@ async def life(path: Path) -> AsyncIterator[Life]:
             for service in made.services:
                 await nursery.start(service.run)
             await nursery.start(made.manager.run)
-            made.manager.take_up(replayed.jobs)
+            made.manager.take_up(replayed.jobs, replayed.requests)
             yield made
             nursery.cancel_scope.cancel()
 
