@@ -164,7 +164,10 @@ class Connector:
         self._clients = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept clients until cancelled, when the socket is removed. Raises FluxresError."""
+        """Accept clients until cancelled. Raises FluxresError.
+
+        The socket's name stays: commands that find nobody listening on it wait for the next incarnation.
+        """
         listener = self._listen()
         try:
             async with trio.open_nursery() as nursery:
@@ -173,9 +176,12 @@ class Connector:
                     await trio.lowlevel.wait_readable(listener)
                     await self._accept(listener, nursery)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
             listener.close()
+
+    def remove(self) -> None:
+        """Remove the socket: the broker is shut down, and no other incarnation follows."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
 
     async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         try:

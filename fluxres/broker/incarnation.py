@@ -108,16 +108,17 @@ class Incarnation:
                     identity=self._identity,
                     uri=f"local://{self._socket}",
                 )
-                await self._bring_up(leader, services)
+                connector = await self._bring_up(leader, services)
                 await self._shutdown.wait()
                 self._self.state = "shutdown"
                 if self._config.broker.temporary:
                     await leader.cancel_all(CANCEL_GRACE)
                 services.cancel_scope.cancel()
             kvs_scope.cancel_scope.cancel()
+        connector.remove()
         return Ending.SHUTDOWN
 
-    async def _bring_up(self, leader: Leader, nursery: trio.Nursery) -> None:
+    async def _bring_up(self, leader: Leader, nursery: trio.Nursery) -> Connector:
         """Start everything, in the order in which it needs each other; requests are taken last."""
         launcher = Launcher()
         shells = Shells(
@@ -140,7 +141,8 @@ class Incarnation:
         await shells.report()
         nursery.start_soon(self._stalls.run, name="stall meter")
         guests = self._config.access.allow_guest_user
-        await nursery.start(Connector(self._socket, self.router, owner=self._owner, guests=guests).run)
+        connector = Connector(self._socket, self.router, owner=self._owner, guests=guests)
+        await nursery.start(connector.run)
         self._self.state = "run"
         log.info(
             "rank %d online: incarnation %d, %d jobs active, %d quarantined",
@@ -150,6 +152,7 @@ class Incarnation:
             len(leader.replayed.quarantined),
         )
         self._online()
+        return connector
 
     def _attributes(self) -> dict[str, Callable[[], str]]:
         fixed = {

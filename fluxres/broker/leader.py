@@ -56,7 +56,8 @@ class Leader:
             instance=identity.instance,
             uri=uri,
             settings=exec_settings(config),
-            is_active=self._is_known,
+            is_active=lambda jobid: jobid in self.manager.ledger,
+            is_known=self._is_known,
             now=time.time,
         )
         clock = FluidClock(router.rank, identity.epoch_ms, replayed.last)
@@ -98,7 +99,7 @@ class Leader:
 
     def take_up(self) -> None:
         """Go on with the jobs of the incarnations before: the manager must be running."""
-        self.manager.take_up(self.replayed.jobs, self.replayed.requests)
+        self.manager.take_up(self.replayed)
 
     async def cancel_all(self, grace: float) -> None:
         """Cancel every job, and wait `grace` seconds at most until they are gone."""

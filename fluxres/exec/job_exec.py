@@ -82,7 +82,11 @@ class _Inventory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobExec:
-    """Runs jobs for the manager. `is_active` tells whether a job is one that the manager still has."""
+    """Runs jobs for the manager.
+
+    `is_active` tells whether the manager has a job; `is_known` also of those whose records cannot be read, and whose
+    directories are therefore kept.
+    """
 
     def __init__(
         self,
@@ -94,6 +98,7 @@ class JobExec:
         uri: str,
         settings: ExecSettings,
         is_active: Callable[[JobId], bool],
+        is_known: Callable[[JobId], bool],
         now: Callable[[], float],
     ) -> None:
         self._handle = handle
@@ -102,6 +107,7 @@ class JobExec:
         self._uri = uri
         self._settings = settings
         self._is_active = is_active
+        self._is_known = is_known
         self._now = now
         self._runs: dict[JobId, JobRun] = {}
         self._inputs: dict[JobId, StoredInput] = {}
@@ -209,7 +215,7 @@ class JobExec:
     def _inventory(self, request: Request) -> WireMap:
         request.require_owner()
         ask = request.parse(_Inventory)
-        return {"unknown": [jobid for jobid in ask.ids if not self._is_active(JobId(jobid))]}
+        return {"unknown": [jobid for jobid in ask.ids if not self._is_known(JobId(jobid))]}
 
     async def _stdin(self, request: Request) -> WireMap:
         ask = request.parse(_Stdin)
@@ -237,7 +243,7 @@ class JobExec:
     async def _commit_input(self, jobid: JobId, stored: StoredInput, data: bytes, *, eof: bool) -> None:
         """Commit, and count. Whether a commit that was waited for in vain took place, only the store knows."""
         try:
-            await self._kvs.commit(self._input_op(jobid, data, eof=eof))
+            await self._kvs.commit(self._input_op(jobid, data, eof=eof), hold=True)
         except trio.Cancelled:
             self._inputs.pop(jobid, None)
             raise

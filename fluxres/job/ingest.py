@@ -53,6 +53,7 @@ class Ingest:
         self._clock = clock
         self._now = now
         self.enabled = True
+        self.disabled_reason = ""
         self.service = Service("job-ingest", router)
         self.service.deferred("submit", self._submit)
 
@@ -95,7 +96,8 @@ class Ingest:
 
     def _check(self, request: Request, ask: _Submit) -> None:
         if not self.enabled:
-            raise RpcError(errno.EINVAL, "cannot submit: job submission is disabled")
+            why = f": {self.disabled_reason}" if self.disabled_reason else ""
+            raise RpcError(errno.EINVAL, f"cannot submit: job submission is disabled{why}")
         if ask.urgency > USER_MAX_URGENCY and not request.is_owner:
             raise RpcError(errno.EPERM, f"cannot submit: urgency {ask.urgency} is for the instance owner")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -20,13 +20,14 @@ from fluxres.base.jobid import JobId, f58
 from fluxres.job.allocate import allocation_ops
 from fluxres.job.ledger import Entry, Ledger
 from fluxres.job.records import JobRecords
-from fluxres.job.resources import from_allocation
+from fluxres.job.replay import Replayed
+from fluxres.job.resources import ResourceSet, from_allocation
 from fluxres.job.state import Action, apply, next_action, priority_for
 from fluxres.job.value import Job, JobState
 from fluxres.kvs.kvs import Kvs
 from fluxres.rpc.handle import Handle
 from fluxres.sched.policy import Decision, Denied
-from fluxres.sched.pool import Pool, Request
+from fluxres.sched.pool import Pool, PoolError, Request
 from fluxres.sched.service import Scheduler
 from fluxres.wire.payload import WireMap
 
@@ -58,6 +59,8 @@ class Manager:
         self._executing: set[JobId] = set()
         self._requests: dict[JobId, Request] = {}
         """Requests of replayed jobs that are not with the scheduler yet."""
+        self._unclaimed: set[JobId] = set()
+        """Jobs of the lives before whose resources the pool does not have, or not free."""
         self.ended = trio.Event()
         """Set and replaced whenever a job becomes INACTIVE."""
 
@@ -94,20 +97,29 @@ class Manager:
             context["userid"] = userid
         self.ledger.post(entry, self.ledger.event("exception", **context), then=then)
 
-    def take_up(self, jobs: Sequence[Job], requests: Mapping[JobId, Request]) -> None:
+    def take_up(self, replayed: Replayed) -> None:
         """Go on with replayed jobs: claim what they hold, log `flux-restart`, pay what is owed.
 
-        `requests` are what the pending ones ask of the scheduler.
+        What a job in quarantine may hold stays in use: its shells may live.
         """
-        self._requests.update(requests)
-        entries = [self.ledger.add(job) for job in jobs]
+        self._requests.update(replayed.requests)
+        for jobid, resources in replayed.held.items():
+            self._claim(jobid, resources)
+        entries = [self.ledger.add(job) for job in replayed.jobs]
         for entry in entries:
             if entry.durable.allocated:
                 jobid = JobId(entry.durable.id)
                 self.records.remember_resources(jobid, self.records.resources(jobid))
-                self.scheduler.pool.claim(self.records.resources(jobid).allocation())
+                self._claim(jobid, self.records.resources(jobid))
         for entry in entries:
             self.ledger.post(entry, *self._restart_events(entry.durable))
+
+    def _claim(self, jobid: JobId, resources: ResourceSet) -> None:
+        try:
+            self.scheduler.pool.claim(resources.allocation())
+        except PoolError as error:
+            log.error("job %s goes on, but %s", f58(jobid), error)  # fewer cores than before, say
+            self._unclaimed.add(jobid)
 
     def _restart_events(self, job: Job) -> list[Event]:
         events = [self.ledger.event("flux-restart")]
@@ -212,7 +224,10 @@ class Manager:
         free = self.ledger.event("free")
         allocation = self.records.resources(JobId(job.id)).allocation()
         self.ledger.post(entry, free, *self.owed_events(apply(job, free)))
-        self.scheduler.free(allocation)
+        if JobId(job.id) in self._unclaimed:
+            self._unclaimed.discard(JobId(job.id))
+        else:
+            self.scheduler.free(allocation)
 
     def _forget(self, job: Job) -> None:
         """`clean` is durable: the shells' directories may go."""

@@ -89,6 +89,7 @@ class Queue:
 
     def _apply(self) -> None:
         self._ingest.enabled = self._state.enable
+        self._ingest.disabled_reason = self._state.disable_reason
         if self._state.start:
             self._manager.scheduler.start()
         else:

@@ -6,6 +6,7 @@ the store and reported, its job left as it is, and the rest load.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from fluxres.base.errors import FluxresError
 from fluxres.base.jobid import JobId, f58
 from fluxres.job import keys
 from fluxres.job.records import JobRecords
+from fluxres.job.resources import ResourceSet
 from fluxres.job.value import PENDING, Job, JobState
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Put, Unlink
@@ -28,13 +30,16 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What the store had: the active jobs in order, what the pending ones of them ask of the scheduler, the ids in
-    quarantine, and the last jobid ever given.
+    """What the store had.
+
+    `jobs` are the active ones, in order, and `requests` what the pending ones ask of the scheduler; `quarantined` the
+    ids of those that cannot be read, and `held` what they may hold; `last` is the highest jobid ever given.
     """
 
     jobs: list[Job]
     requests: dict[JobId, Request]
     quarantined: frozenset[JobId]
+    held: dict[JobId, ResourceSet]
     last: int
 
 
@@ -63,11 +68,13 @@ async def replay(kvs: Kvs) -> Replayed:
             Unlink(PRIMARY, keys.active_key(jobid)),
             hold=True,
         )
+    quarantined = frozenset(_ids(kvs, keys.QUARANTINE)) | frozenset(bad)
     newest = kvs.list_range(PRIMARY, keys.ALL_INDEX, before=None, limit=1)
     return Replayed(
         jobs=jobs,
         requests=requests,
-        quarantined=frozenset(_ids(kvs, keys.QUARANTINE)) | frozenset(bad),
+        quarantined=quarantined,
+        held={jobid: resources for jobid in quarantined if (resources := _held(records, jobid)) is not None},
         last=int(keys.from_index_name(newest[0])) if newest else 0,
     )
 
@@ -79,6 +86,13 @@ def _read(records: JobRecords, jobid: JobId) -> tuple[Job, Request]:
     if job.allocated:
         records.resources(jobid)
     return job, request
+
+
+def _held(records: JobRecords, jobid: JobId) -> ResourceSet | None:
+    """The R of a job in quarantine, where that at least can be read."""
+    with contextlib.suppress(FluxresError, ValueError):
+        return records.resources(jobid)
+    return None
 
 
 def _ids(kvs: Kvs, index: str) -> list[JobId]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import stat
@@ -111,12 +112,14 @@ class Claim:
         self.close()
 
 
+@functools.cache
 def read_boot_id() -> str:
     """The id of this boot of the kernel (random(4))."""
     with open(BOOT_ID_FILE, encoding="ascii") as file:
         return file.read().strip()
 
 
+@functools.cache
 def read_pid_namespace() -> int:
     """The inode number of this process's pid namespace: what makes a pid comparable."""
     return os.stat(PID_NAMESPACE_FILE).st_ino

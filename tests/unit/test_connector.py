@@ -400,13 +400,16 @@ async def test_a_slow_reader_that_goes_ends_its_streams(broker: Broker, monkeypa
 # -- the socket
 
 
-async def test_the_socket_goes_with_the_broker_and_may_come_again(tmp_path: Path) -> None:
+async def test_the_socket_stays_for_the_next_incarnation_until_it_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     for _ in range(2):
-        async with Broker(path).running() as broker:
+        made = Broker(path)
+        async with made.running() as broker:
             client = await broker.connect()
             assert await client.call("toy.ping") == {}
-        assert os.listdir(tmp_path) == []
+        assert os.listdir(tmp_path) == ["sock"]
+    made.connector.remove()
+    assert os.listdir(tmp_path) == []
 
 
 async def test_the_socket_of_a_killed_broker_is_replaced(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ PATIENCE = 60
 POLL = 0.002
 
 
+BOTH = IdSet([0, 1])
+
+
 class PlayedExec:
     """A job-exec whose responses the test gives; it keeps the requests of each job."""
 
@@ -65,9 +68,9 @@ class PlayedExec:
 class Life:
     """One incarnation of a manager, and what a test needs around it."""
 
-    def __init__(self, kvs: Kvs, clock: FluidClock) -> None:
+    def __init__(self, kvs: Kvs, clock: FluidClock, cores: IdSet) -> None:
         router = Router(rank=0, size=1)
-        pool = Pool([Inventory(rank=0, host="here", cores=IdSet([0, 1]))])
+        pool = Pool([Inventory(rank=0, host="here", cores=cores)])
         pool.set_up(IdSet([0]))
         self.kvs = kvs
         self.handle = Handle(router, "test", OWNER)
@@ -110,15 +113,15 @@ class Life:
 
 
 @asynccontextmanager
-async def life(path: Path) -> AsyncIterator[Life]:
+async def life(path: Path, cores: IdSet = BOTH) -> AsyncIterator[Life]:
     async with running_kvs(path / "kvs.sqlite") as kvs:
         replayed = await replay(kvs)
-        made = Life(kvs, FluidClock(0, 1, replayed.last))
+        made = Life(kvs, FluidClock(0, 1, replayed.last), cores)
         async with trio.open_nursery() as nursery:
             for service in made.services:
                 await nursery.start(service.run)
             await nursery.start(made.manager.run)
-            made.manager.take_up(replayed.jobs, replayed.requests)
+            made.manager.take_up(replayed)
             yield made
             nursery.cancel_scope.cancel()
 
@@ -268,6 +271,30 @@ async def test_a_record_that_cannot_be_read_is_quarantined_and_the_rest_load(tmp
         replayed = await replay(later.kvs)
         assert replayed.quarantined == frozenset({bad})
         assert [job.state for job in replayed.jobs] == [JobState.SCHED]
+
+
+async def test_what_a_job_in_quarantine_may_hold_is_not_given_to_others(tmp_path: Path) -> None:
+    async with life(tmp_path) as now:
+        bad = await now.submit("bad")
+        await now.until(lambda: bad in now.exec.started)
+        await now.kvs.commit(Put(PRIMARY, keys.eventlog_key(bad), b"{}"))
+    async with life(tmp_path) as later:
+        one, two = await later.submit("one"), await later.submit("two")
+        await later.until(lambda: one in later.exec.started)
+        await later.run_through(one)
+        await later.run_through(two)
+        assert {share.cores for share in later.manager.scheduler.pool.allocated()} == {IdSet([0])}
+
+
+async def test_a_job_goes_on_where_its_cores_are_gone(tmp_path: Path) -> None:
+    async with life(tmp_path) as now:
+        jobid = await now.submit(ntasks=2)
+        await now.until(lambda: jobid in now.exec.started)
+    async with life(tmp_path, IdSet([0])) as later:
+        other = await later.submit("other")
+        await later.run_through(other)
+        await later.run_through(jobid)
+        assert not later.manager.scheduler.pool.allocated()
 
 
 async def test_a_bad_jobspec_is_refused_by_its_path(tmp_path: Path) -> None:
