@@ -111,14 +111,18 @@ static void child_guard(int channel, pid_t parent)
         _exit(127);
 }
 
-/* signal(7): handlers end at exec, but what is ignored stays ignored (Python ignores SIGPIPE). */
+/*
+ * signal(7): handlers end at exec, but what is ignored stays ignored (Python ignores SIGPIPE, and whoever was
+ * started by posix_spawn(3) may ignore the C library's own two signals, which its sigaction() refuses to
+ * touch). So the system call itself: a structure of zeros is SIG_DFL without flags in every layout of it.
+ */
 static void child_default_signals(void)
 {
-    struct sigaction action = {.sa_handler = SIG_DFL};
+    static const unsigned long zeros[8];
 
-    /* Refused for SIGKILL, SIGSTOP and the C library's own two: they are as they should be. */
-    for (int signum = 1; signum <= SIGRTMAX; signum++)
-        (void)sigaction(signum, &action, NULL);
+    /* Refused for SIGKILL and SIGSTOP: they are as they should be. */
+    for (int signum = 1; signum < _NSIG; signum++)
+        (void)syscall(SYS_rt_sigaction, signum, zeros, NULL, (size_t)(_NSIG / 8));
 }
 
 static void child_join_cgroup(int channel, int cgroup_fd)

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from kvskit import OWNER, running_kvs
 
+from fluxres.base.errors import FluxresError
 from fluxres.base.eventlog import decode
 from fluxres.base.idset import IdSet
 from fluxres.base.jobid import FluidClock, JobId
@@ -25,14 +26,14 @@ from fluxres.job.replay import replay
 from fluxres.job.requests import JobRequests
 from fluxres.job.value import JobState
 from fluxres.kvs.kvs import Kvs
-from fluxres.kvs.ops import PRIMARY, Put
+from fluxres.kvs.ops import PRIMARY, Mkdir, Put, Unlink
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
 from fluxres.sched.pool import Inventory, Pool
 from fluxres.wire.payload import WireMap
 
-PATIENCE = 60
+PATIENCE = 6
 POLL = 0.002
 
 
@@ -197,6 +198,33 @@ async def test_an_urgency_of_zero_holds_a_job(tmp_path: Path) -> None:
         assert jobid not in now.exec.started
         await now.handle.call("job-manager.urgency", {"id": int(jobid), "urgency": 16})
         await now.run_through(jobid)
+
+
+async def test_an_urgency_that_overtakes_a_priority_is_heeded(tmp_path: Path) -> None:
+    """The second comes while the priority that the first made due is on its way to the disk."""
+    async with life(tmp_path) as now:
+        await now.handle.call("job-manager.queue-start", {"start": False})
+        jobid = await now.submit()
+        entry = now.manager.ledger.get(jobid)
+        assert entry is not None
+        await now.handle.call("job-manager.urgency", {"id": int(jobid), "urgency": 1})
+        assert (entry.durable.state, entry.posted.state) == (JobState.PRIORITY, JobState.SCHED)
+        await now.handle.call("job-manager.urgency", {"id": int(jobid), "urgency": 2})
+        await now.until(lambda: entry.durable.state is JobState.SCHED and not entry.under_way)
+        assert entry.durable.priority == 2
+        await now.handle.call("job-manager.queue-start", {"start": True})
+        await now.run_through(jobid)
+
+
+async def test_an_event_that_cannot_be_logged_ends_the_incarnation(tmp_path: Path) -> None:
+    """Rather than that the job waits for it for ever: the next incarnation owes the same."""
+    with pytest.RaisesGroup(FluxresError, flatten_subgroups=True, allow_unwrapped=True):
+        async with life(tmp_path) as now:
+            await now.handle.call("job-manager.queue-start", {"start": False})
+            jobid = await now.submit()
+            await now.kvs.commit(Unlink(PRIMARY, keys.eventlog_key(jobid)), Mkdir(PRIMARY, keys.eventlog_key(jobid)))
+            now.handle.send("job-manager.raise", {"id": int(jobid), "type": "cancel"})
+            await trio.sleep(PATIENCE)
 
 
 async def test_a_running_job_that_is_cancelled_is_killed_and_ends(tmp_path: Path) -> None:
