@@ -1,6 +1,7 @@
 """The exceptions that fluxres raises on purpose; everything else that escapes is a bug.
 
 - `FluxresError`: its text is meant for people, in the form `cannot X: why`.
+- `Refusal`: one that trying again would not mend: a damaged store, a socket that is taken.
 - `RpcError`: the error that ends an RPC: a POSIX errnum and a short text (RFC 6).
 - `ProtocolError`: a peer sent bytes that break the protocol; the connection ends, nothing else does.
 - `IllegalTransition`: a pure state machine was given an event that its state does not allow.
@@ -19,6 +20,10 @@ MAX_SHOWN_HISTORY = 16
 
 class FluxresError(Exception):
     """An error whose text can be shown to a user as it is."""
+
+
+class Refusal(FluxresError):
+    """Something is as it must not be, and trying again would not mend it: a person has to."""
 
 
 class RpcError(FluxresError):

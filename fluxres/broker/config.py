@@ -48,13 +48,16 @@ class Broker(_Table, frozen=True):
 
 
 class Exec(_Table, frozen=True):
-    """`[exec]`: job shells. Times are in FSD, sizes in bytes."""
+    """`[exec]`: job shells. Times are in FSD, sizes in bytes.
+
+    `cgroup` is the directory of the cgroup v2 below which jobs get theirs: a path, "auto" or "off".
+    """
 
     kill_timeout: str = "5s"
     journal_limit: _Bytes = 64 * 1024 * 1024
     segment_size: _Bytes = 4 * 1024 * 1024
     tmpdir: str = "/tmp"
-    cgroup: str | None = None
+    cgroup: str = "auto"
 
 
 class Resource(_Table, frozen=True):
@@ -90,7 +93,9 @@ def load(path: str) -> Config:
         try:
             with open(name, "rb") as file:
                 _merge(tables, cast("JsonObject", tomllib.load(file)), name)
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise ConfigError(f"cannot read configuration {name}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read configuration {name}: {error}") from error
     return parse(tables, path)
 

@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from fluxres.base.errors import FluxresError, ProtocolError
+from fluxres.base.errors import FluxresError, ProtocolError, Refusal
 from fluxres.rpc.router import Router
 from fluxres.wire.codec import decode, encode
 from fluxres.wire.framing import FrameDecoder, frame
@@ -206,7 +206,7 @@ class Connector:
             dirfd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 if _somebody_listens(f"/proc/self/fd/{dirfd}/{name}"):
-                    raise FluxresError(
+                    raise Refusal(
                         f"cannot listen on {self._path}: another broker does; give this one its own rundir"
                     )
                 new = f".{name}.new"

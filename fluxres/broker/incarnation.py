@@ -27,6 +27,7 @@ import trio
 from fluxres import __version__
 from fluxres.base.errors import FluxresError
 from fluxres.broker.attributes import Attributes
+from fluxres.broker.cgroups import remove_parent
 from fluxres.broker.config import Config
 from fluxres.broker.connector import Connector
 from fluxres.broker.health import StallMeter
@@ -116,6 +117,7 @@ class Incarnation:
                 services.cancel_scope.cancel()
             kvs_scope.cancel_scope.cancel()
         connector.remove()
+        remove_parent(leader.cgroup)
         return Ending.SHUTDOWN
 
     async def _bring_up(self, leader: Leader, nursery: trio.Nursery) -> Connector:

@@ -11,6 +11,7 @@ import trio
 from fluxres.base.fsd import parse_fsd
 from fluxres.base.idset import IdSet
 from fluxres.base.jobid import FluidClock, JobId
+from fluxres.broker.cgroups import parent_cgroup
 from fluxres.broker.config import Config
 from fluxres.broker.resource import ResourceService, local_inventory
 from fluxres.broker.statedir import Identity
@@ -18,6 +19,7 @@ from fluxres.exec.job_exec import JobExec
 from fluxres.exec.spec import ExecSettings
 from fluxres.job.info import JobInfo
 from fluxres.job.ingest import Ingest
+from fluxres.job.keys import RESERVED
 from fluxres.job.listing import JobList
 from fluxres.job.manager import Manager
 from fluxres.job.queue import Queue
@@ -46,6 +48,7 @@ class Leader:
         replayed: Replayed,
     ) -> None:
         self.replayed = replayed
+        self.cgroup = parent_cgroup(config.exec.cgroup, f"fluxres-{identity.instance[:8]}-{router.rank}")
         pool = Pool([local_inventory(router.rank, socket.gethostname(), config.resource)])
         pool.set_up(IdSet([router.rank]))
         self.manager = Manager(kvs=kvs, handle=handle, pool=pool, now=time.time, statedir_of=lambda _rank: identity.id)
@@ -55,7 +58,7 @@ class Leader:
             kvs=kvs,
             instance=identity.instance,
             uri=uri,
-            settings=exec_settings(config),
+            settings=exec_settings(config, self.cgroup),
             is_active=lambda jobid: jobid in self.manager.ledger,
             is_known=self._is_known,
             now=time.time,
@@ -68,7 +71,7 @@ class Leader:
             router=router, pool=pool, scheduler=self.manager.scheduler, size=config.bootstrap.size
         )
         self.services: Sequence[Service] = (
-            *KvsService(router=router, kvs=kvs).all,
+            *KvsService(router=router, kvs=kvs, reserved=RESERVED).all,
             job_exec.service,
             JobInfo(router=router, kvs=kvs).service,
             JobList(router=router, kvs=kvs, manager=self.manager).service,
@@ -111,13 +114,14 @@ class Leader:
                 await self.manager.ended.wait()
 
 
-def exec_settings(config: Config) -> ExecSettings:
-    """The `[exec]` table as the exec room takes it."""
+def exec_settings(config: Config, cgroup: str | None) -> ExecSettings:
+    """The `[exec]` table as the exec room takes it; `cgroup` is the directory of the jobs' parent cgroup."""
     table = config.exec
     return ExecSettings(
         journal_limit=table.journal_limit,
         segment_size=table.segment_size,
         kill_timeout=parse_fsd(table.kill_timeout),
         tmpdir_base=table.tmpdir,
-        cgroup_parent=table.cgroup,
+        cgroup_parent=cgroup,
+        bind=config.resource.cores is None,
     )

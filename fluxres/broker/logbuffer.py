@@ -5,6 +5,7 @@ Entries have the shape that flux-dmesg(1) shows: time, facility (the room), seve
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -40,7 +41,8 @@ class LogBuffer(logging.Handler):
         """Take one entry (logging calls this)."""
         self._entries.append(self._format(record))
         self._last += 1
-        print(self._entries[-1], file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk, or nobody reads: the ring has it, and nothing may fail of it
+            print(self._entries[-1], file=sys.stderr, flush=True)
         self._news.set()
 
     def _format(self, record: logging.LogRecord) -> str:
@@ -64,7 +66,8 @@ class LogBuffer(logging.Handler):
 
     async def more(self) -> None:
         """Wait for another entry."""
-        self._news = trio.Event()
+        if self._news.is_set():  # else others wait for this very event
+            self._news = trio.Event()
         await self._news.wait()
 
 

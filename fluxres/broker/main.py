@@ -17,7 +17,8 @@ from typing import Final
 
 import trio
 
-from fluxres.base.errors import FluxresError
+from fluxres.base.errors import FluxresError, Refusal
+from fluxres.base.stdio import hold_standard_descriptors
 from fluxres.broker import logbuffer
 from fluxres.broker.config import Config, load
 from fluxres.broker.incarnation import Ending, Incarnation
@@ -34,6 +35,7 @@ STEADY: Final = 30.0
 
 def main() -> int:
     """The entry point. Exit status 0 after a clean shutdown, 1 for errors, 2 for usage."""
+    hold_standard_descriptors()
     args = _arguments()
     buffer = logbuffer.install(args.rank)
     try:
@@ -82,6 +84,13 @@ async def _live(
 ) -> int:
     """The loop of incarnations, until a clean shutdown."""
     backoff = BACKOFF_MIN
+    was_online = False
+
+    def online() -> None:
+        nonlocal was_online
+        was_online = True
+        _notify("READY=1")
+
     while True:
         begun = trio.current_time()
         try:
@@ -92,13 +101,16 @@ async def _live(
                 identity=statedir.begin_incarnation(),
                 logbuffer=buffer,
                 shutdown=shutdown,
-                online=lambda: _notify("READY=1"),
+                online=online,
             )
             if await incarnation.run() is Ending.SHUTDOWN:
                 _notify("STOPPING=1")
                 return 0
         except Exception as error:
             _log_panic(error)
+            if not was_online and _is_refusal(error):
+                print(f"fluxres-broker: {'; '.join(map(str, _leaves(error)))}", file=sys.stderr)
+                return 1  # it will be so the next time too
         if exits or shutdown.is_set():
             return 1
         if trio.current_time() - begun > STEADY:
@@ -115,6 +127,11 @@ def _log_panic(error: Exception) -> None:
         log.error("panic: %s", "; ".join(str(cause) for cause in causes))
     else:
         log.error("panic: %s", "; ".join(repr(cause) for cause in causes), exc_info=error)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a person has to mend what went wrong: a store that is refused, a socket that is taken."""
+    return all(isinstance(cause, Refusal) for cause in _leaves(error))
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

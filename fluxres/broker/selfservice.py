@@ -14,6 +14,8 @@ from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
 from fluxres.wire.payload import WireMap
 
+log = logging.getLogger("fluxres.broker")
+
 
 class _Dmesg(msgspec.Struct, frozen=True, kw_only=True):
     follow: bool = False
@@ -89,6 +91,7 @@ class SelfService:
 
     def _shut_down(self, request: Request) -> None:
         request.require_owner()
+        log.info("shutting down: asked by uid %d", request.userid)
         self._shutdown.set()
 
     def _get_state(self, request: Request) -> WireMap:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from fluxres.base.errors import FluxresError
+from fluxres.base.errors import FluxresError, Refusal
 
 LOCK: Final = "lock"
 IDENTITY: Final = "identity.json"
@@ -96,6 +96,6 @@ class Statedir:
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:
-            raise FluxresError(
+            raise Refusal(
                 f"cannot read {path}: {error}; put a copy of it back, or move the statedir away to begin anew"
             ) from error

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from fluxres.base.errors import FluxresError, ProtocolError, RpcError
+from fluxres.base.jobid import f58
 from fluxres.wire.messages import NODEID_ANY
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from fluxres.wire.payload import WireMap
 
 T = TypeVar("T")
+
+FORCE_ASCII: Final = "FLUX_F58_FORCE_ASCII"
+"""The environment variable that makes jobids begin with `f` (flux-environment(7)); being set is enough."""
+UNPRINTABLE: Final = "?"
+"""What stands for a control character of a name or note: no job may drive the terminal that shows it."""
+
+
+class UsageError(FluxresError):
+    """Options or arguments that make no sense: exit status 2, as for what the parser itself refuses."""
 
 
 class Parser(ArgumentParser):
@@ -98,16 +108,38 @@ class Explain:
             raise FluxresError(why if why.startswith("cannot ") else f"cannot {self._what}: {why}") from error
 
 
+def printable(text: str) -> str:
+    """`text` with a `?` for each character that is none to be seen, line ends included."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else UNPRINTABLE for char in text)
+
+
+def id_text(jobid: int) -> str:
+    """A jobid as commands print it: in base 58, behind `f` where FLUX_F58_FORCE_ASCII is set, else behind `ƒ`."""
+    return f58(jobid, ascii=FORCE_ASCII in os.environ)
+
+
 def write_bytes(data: bytes, descriptor: int = 1) -> None:
     """Write all of `data` to stdout (2: stderr) as it is, after what was printed before.
 
-    Raises OSError; BrokenPipeError ends the command quietly.
+    Raises FluxresError; BrokenPipeError ends the command quietly.
     """
     stream = sys.stdout if descriptor == 1 else sys.stderr
     stream.flush()
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[write_some(descriptor, view) :]
+
+
+def write_some(descriptor: int, data: memoryview) -> int:
+    """Write what a descriptor takes of `data`; returns how many bytes. Raises as `write_bytes` does."""
+    try:
+        return os.write(descriptor, data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise FluxresError(f"cannot write output: {error.strerror}") from error
 
 
 def field(payload: WireMap, key: str, kind: type[T]) -> T:
@@ -126,7 +158,7 @@ def number(payload: WireMap, key: str) -> float:
     raise ProtocolError(f"cannot use the broker's answer: its {key} is {value!r}")
 
 
-def attribute(client: Client, name: str, nodeid: int = NODEID_ANY) -> str:
+def attribute(client: Client, name: str, nodeid: int = NODEID_ANY, *, timeout: float | None = None) -> str:
     """The value of a broker attribute. Raises FluxresError: `cannot get attribute …`."""
     with Explain(f"get attribute {name}"):
-        return field(client.call("attr.get", {"name": name}, nodeid=nodeid), "value", str)
+        return field(client.call("attr.get", {"name": name}, nodeid=nodeid, timeout=timeout), "value", str)

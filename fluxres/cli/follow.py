@@ -24,7 +24,7 @@ import json
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from fluxres.base.errors import FluxresError
-from fluxres.base.jobid import f58
+from fluxres.cli.common import id_text, printable
 from fluxres.cli.exitcode import exit_code, status_text
 from fluxres.cli.output import STDERR, Output
 
@@ -144,7 +144,7 @@ class Follow:
         missing = error.errnum == errno.ENOENT
         if error.errnum != errno.ENODATA and not (missing and path != EVENTLOG):
             why = "no such job" if missing else error.text
-            raise FluxresError(f"cannot attach to {f58(self._id)}: {why}") from error
+            raise FluxresError(f"cannot attach to {id_text(self._id)}: {why}") from error
         if path == OUTPUT:
             self._output_ended = True
             return [*(Write(*write) for write in self._output.finish()), *self._last_words()]
@@ -167,10 +167,10 @@ class Follow:
         if self._closed:
             return []
         text = (
-            f"{event.timestamp - self._zero:.3f}s: job.exception {f58(self._id)} type={context.get('type')}"
+            f"{event.timestamp - self._zero:.3f}s: job.exception {id_text(self._id)} type={context.get('type')}"
             f" severity={context.get('severity')} {context.get('note', '')}".rstrip()
         )
-        effects: list[Effect] = [Write(STDERR, f"{text}\n".encode())]
+        effects: list[Effect] = [_said(text)]
         if fatal:
             self._fatal = self._fatal or event
             effects.append(CloseStdin())
@@ -179,7 +179,7 @@ class Follow:
     def _finish(self, event: Event) -> list[Effect]:
         status = event.context.get("status")
         if not isinstance(status, int):
-            raise FluxresError(f"cannot tell how {f58(self._id)} ended: its finish event has no status")
+            raise FluxresError(f"cannot tell how {id_text(self._id)} ended: its finish event has no status")
         self._status = status
         effects: list[Effect] = [CloseStdin()]
         if self._output_ended:
@@ -202,11 +202,15 @@ class Follow:
         if self._status is None and self._fatal is not None:
             context = self._fatal.context
             note = f" {context['note']}" if context.get("note") else ""
-            text = f"{self._options.prog}: job {f58(self._id)} exception type={context.get('type')}{note}\n"
-            effects.append(Write(STDERR, text.encode()))
+            text = f"{self._options.prog}: job {id_text(self._id)} exception type={context.get('type')}{note}"
+            effects.append(_said(text))
         return effects
 
     def _show(self, prefix: str, event: Event) -> Write:
         context = json.dumps(dict(event.context), separators=(",", ":")) if event.context else ""
-        text = f"{event.timestamp - self._zero:.3f}s: {prefix}.{event.name} {context}".rstrip()
-        return Write(STDERR, f"{text}\n".encode())
+        return _said(f"{event.timestamp - self._zero:.3f}s: {prefix}.{event.name} {context}".rstrip())
+
+
+def _said(text: str) -> Write:
+    """A line of ours, which may have names and notes of others in it."""
+    return Write(STDERR, f"{printable(text)}\n".encode())

@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from math import isinf
 from typing import Final, NamedTuple, TypeAlias
 
-from fluxres.base.errors import FluxresError
+from fluxres.cli.common import UsageError, printable
 
 FieldValue: TypeAlias = "str | int | float | bool"
 """What a field of a row can be; the empty string where the row has no such thing."""
@@ -33,6 +33,9 @@ _MARKERS: Final = ("?+:", "?:", "+:")
 """Longest first: `?+:` ends in `+:`."""
 _ISO: Final = "%Y-%m-%dT%H:%M:%S"
 _CONVERSIONS: Final = "dDFHPrsa"
+WIDTH_DIGITS: Final = 4
+"""Digits of a width or precision at most: a column is as long as its spec says, in memory too."""
+_TOO_WIDE: Final = re.compile(rf"\d{{{WIDTH_DIGITS + 1},}}")
 _SORT: Final = re.compile(r"sort:(?P<keys>[^\s{]*)\s?")
 _SPEC: Final = re.compile(
     r"(?P<align>(?:[\s\S])?[<>=^])?(?P<flags>[- +]?z?#?)(?P<zero>0)?(?P<width>\d+)?(?P<group>[_,])?"
@@ -72,7 +75,7 @@ class Moment:
 
 
 class OutputFormat:
-    """A parsed format. Raises FluxresError for bad syntax or a field that `heading` does not know.
+    """A parsed format. Raises UsageError for bad syntax or a field that `heading` does not know.
 
     `heading` gives a field's column title, or None for an unknown one.
     """
@@ -113,17 +116,17 @@ class OutputFormat:
         )
 
     def row(self, row: Row) -> str:
-        """One line, without its newline. Raises FluxresError where a spec does not suit a value."""
+        """One line, without its newline. Raises UsageError where a spec does not suit a value."""
         return "".join(part.text + (render(part, row) if part.field else "") for part in self.parts)
 
 
 def parse_sort(keys: str, heading: Callable[[str], str | None]) -> tuple[tuple[str, bool], ...]:
-    """Read `key,-key,…` into (field, descending) pairs. Raises FluxresError for an unknown field."""
+    """Read `key,-key,…` into (field, descending) pairs. Raises UsageError for an unknown field."""
     order: list[tuple[str, bool]] = []
     for word in filter(None, (key.strip() for key in keys.split(","))):
         field = word.removeprefix("-")
         if heading(field) is None:
-            raise FluxresError(f"cannot sort by {field!r}: there is no such field")
+            raise UsageError(f"cannot sort by {field!r}: there is no such field")
         order.append((field, word.startswith("-")))
     return tuple(order)
 
@@ -151,16 +154,18 @@ def cut_line(line: str, width: int) -> str:
 def render(part: Part, row: Row) -> str:
     """The text of one field of one row."""
     value = convert(row(part.field), part.conversion, part.field)
+    if isinstance(value, str):
+        value = printable(value)
     try:
         if isinstance(value, Moment):
             return value.render(part.spec)
         return _render_plain(value, part.spec)
     except ValueError as error:
-        raise FluxresError(f"cannot format {part.field} as {part.spec!r}: {error}") from error
+        raise UsageError(f"cannot format {part.field} as {part.spec!r}: {error}") from error
 
 
 def convert(value: FieldValue, conversion: str, field: str = "value") -> FieldValue | Moment:
-    """Apply a conversion; what is empty stays empty. Raises FluxresError for text where it wants a number."""
+    """Apply a conversion; what is empty stays empty. Raises UsageError for text where it wants a number."""
     if not conversion:
         return value
     if conversion in "rsa":
@@ -168,7 +173,7 @@ def convert(value: FieldValue, conversion: str, field: str = "value") -> FieldVa
     if value == "" and conversion != "d":
         return ""
     if isinstance(value, str) and value:
-        raise FluxresError(f"cannot convert {field} with !{conversion}: {value!r} is not a number")
+        raise UsageError(f"cannot convert {field} with !{conversion}: {value!r} is not a number")
     number = float(value or 0)
     return _CONVERT[conversion](number)
 
@@ -218,15 +223,17 @@ def _parse(text: str, heading: Callable[[str], str | None]) -> list[Part]:
     try:
         pieces = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise FluxresError(f"cannot read format {text!r}: {error}") from error
+        raise UsageError(f"cannot read format {text!r}: {error}") from error
     for before, name, spec, conversion in pieces:
         if name is None:
             parts.append(Part(before))
             continue
         if heading(name) is None:
-            raise FluxresError(f"cannot read format {text!r}: there is no field {name!r}")
+            raise UsageError(f"cannot read format {text!r}: there is no field {name!r}")
         if conversion and conversion not in _CONVERSIONS:
-            raise FluxresError(f"cannot read format {text!r}: there is no conversion !{conversion}")
+            raise UsageError(f"cannot read format {text!r}: there is no conversion !{conversion}")
+        if spec and _TOO_WIDE.search(spec):
+            raise UsageError(f"cannot read format {text!r}: {spec!r} has a number of more than {WIDTH_DIGITS} digits")
         marker = next((mark for mark in _MARKERS if before.endswith(mark)), "")
         parts.append(Part(before[: len(before) - len(marker)], name, conversion or "", spec or "", marker))
     return parts

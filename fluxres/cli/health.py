@@ -2,22 +2,23 @@
 
 For each broker asked, a line about its event loop, and a table of its services: how many requests are
 unanswered, and the age of the oldest. A broker that does not answer in time is what one looks for, so all are
-asked at once, and each has its own verdict. Exit status 1 where any broker has not answered.
+asked at once, and each has its own verdict: a report, or an error line on stderr. --timeout bounds it all, connecting
+included. Exit status 1 where any broker has not answered.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
 from fluxres.base.fsd import format_fsd, parse_fsd
 from fluxres.cli.common import argument, attribute, field, number, parser, whole_number
-from fluxres.client import Client
+from fluxres.client import CONNECT_TIMEOUT, Client
 from fluxres.wire.messages import NODEID_ANY
 
 if TYPE_CHECKING:
-    from fluxres.rpc.calls import Reply
     from fluxres.wire.payload import WireMap
 
 TIMEOUT: Final = 5.0
@@ -33,33 +34,29 @@ def main(argv: list[str]) -> int:
     made.add_argument("--tasks", action="store_true", help="show the tree of tasks, with their stacks")
     made.add_argument("--timeout", type=argument(parse_fsd), default=TIMEOUT, metavar="FSD", help="wait this long (5s)")
     args = made.parse_args(argv)
-    with Client.connect(args.uri) as client:
-        ranks = range(int(attribute(client, "size"))) if args.all else [args.rank]
-        deadline = time.monotonic() + args.timeout
+    deadline = time.monotonic() + args.timeout
+    with Client.connect(args.uri, min(args.timeout, CONNECT_TIMEOUT)) as client:
+        ranks = range(int(attribute(client, "size", timeout=_left(deadline)))) if args.all else [args.rank]
         asked = {
             rank: client.open("broker.health", {"tasks": args.tasks}, nodeid=rank, streaming=False) for rank in ranks
         }
-        healthy = True
-        for index, (rank, matchtag) in enumerate(asked.items()):
-            reply = client.receive_for(matchtag, max(0.0, deadline - time.monotonic()))
-            name = "the broker" if rank == NODEID_ANY else f"rank {rank}"
-            if index:
-                print()
-            healthy &= _show(name, reply, args.timeout)
-    return 0 if healthy else 1
+        shown = 0
+        for rank, matchtag in asked.items():
+            reply = client.receive_for(matchtag, _left(deadline))
+            why = f"no answer within {format_fsd(args.timeout)}" if reply is None else reply.error and reply.error.text
+            if reply is None or why is not None:
+                name = "the broker" if rank == NODEID_ANY else f"rank {rank}"
+                print(f"fluxres-health: cannot show the health of {name}: {why}", file=sys.stderr)
+                continue
+            print("\n".join([""] * bool(shown) + report(reply.payload)))
+            shown += 1
+    return 0 if shown == len(asked) else 1
 
 
-def _show(name: str, reply: Reply | None, timeout: float) -> bool:
-    """Print one broker's health; returns whether it answered."""
-    if reply is None:
-        print(f"{name}: no answer within {format_fsd(timeout)}")
-        return False
-    if reply.error is not None:
-        print(f"{name}: {reply.error.text}")
-        return False
-    for line in report(reply.payload):
-        print(line)
-    return True
+def _left(deadline: float) -> float | None:
+    """Seconds until a deadline; None where it never comes."""
+    left = max(0.0, deadline - time.monotonic())
+    return None if left == float("inf") else left
 
 
 def report(health: WireMap) -> list[str]:

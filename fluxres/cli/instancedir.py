@@ -20,6 +20,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
+from fluxres.cli.common import UsageError
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -184,14 +185,14 @@ def _answers(path: str) -> bool:
 
 
 def parse_settings(settings: list[str]) -> dict[str, Toml]:
-    """Read `KEY=VALUE` settings: a value is TOML, and plain text where it is none. Raises FluxresError."""
+    """Read `KEY=VALUE` settings: a value is TOML, and plain text where it is none. Raises UsageError."""
     found: dict[str, Toml] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or "." not in key or not all(key.split(".")):
-            raise FluxresError(f"cannot set {setting!r}: a setting is TABLE.KEY=VALUE")
+            raise UsageError(f"cannot set {setting!r}: a setting is TABLE.KEY=VALUE")
         if key in OURS:
-            raise FluxresError(f"cannot set {key} with --conf: fluxres start sets it itself (see --help)")
+            raise UsageError(f"cannot set {key} with --conf: fluxres start sets it itself (see --help)")
         found[key] = _value(value)
     return found
 
@@ -208,12 +209,12 @@ def _value(text: str) -> Toml:
 
 
 def put(tables: dict[str, Toml], key: str, value: Toml) -> None:
-    """Set a dotted key. Raises FluxresError where a part of it has a value already."""
+    """Set a dotted key. Raises UsageError where a part of it has a value already."""
     *path, last = key.split(".")
     for part in path:
         inner = tables.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise FluxresError(f"cannot set {key}: {part} is no table")
+            raise UsageError(f"cannot set {key}: {part} is no table")
         tables = inner
     tables[last] = value
 

@@ -20,8 +20,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from fluxres.base.jobid import JobId, f58, parse_jobid
-from fluxres.cli.common import argument, parser
+from fluxres.base.jobid import JobId, parse_jobid
+from fluxres.cli.common import argument, id_text, parser, printable, write_some
 from fluxres.cli.follow import CloseStdin, Effect, Follow, FollowOptions, OpenStdin, Watch, Write
 from fluxres.cli.signals import Signals, signal_name
 from fluxres.cli.stdin import StdinFeed, StdinState
@@ -142,7 +142,7 @@ class Attachment:
                     self._take_signals()
                 if descriptor not in ready:
                     continue
-            view = view[os.write(descriptor, view[:size]) :]
+            view = view[write_some(descriptor, view[:size]) :]
 
     # --- standard input
 
@@ -183,7 +183,7 @@ class Attachment:
 
     def _stdin_refused(self, feed: StdinFeed, error: RpcError) -> None:
         if feed.unanswered and error.errnum not in _NOT_TAKEN and not self._follow.finished:
-            self._say(f"cannot send standard input to {f58(self._id)}: {error.text}")
+            self._say(f"cannot send standard input to {id_text(self._id)}: {error.text}")
         feed.close()
 
     # --- waiting
@@ -232,7 +232,7 @@ class Attachment:
         else:
             self._signals.catch(signal.SIGTSTP)
             self._say(
-                f"sending SIGINT to {f58(self._id)}; within {CTRL_C_WINDOW:g}s one more ctrl-C cancels it, "
+                f"sending SIGINT to {id_text(self._id)}; within {CTRL_C_WINDOW:g}s one more ctrl-C cancels it, "
                 "ctrl-Z detaches from it"
             )
             self._forward(signal.SIGINT)
@@ -253,12 +253,12 @@ class Attachment:
     def _call(self, what: str, topic: str, payload: WireMap, *, resend: bool = True) -> None:
         def take(reply: Reply) -> None:
             if reply.error is not None and what and not self._follow.finished:
-                self._say(f"cannot {what} {f58(self._id)}: {reply.error.text}")
+                self._say(f"cannot {what} {id_text(self._id)}: {reply.error.text}")
 
         self._answers[self._session.begin(topic, payload, resend=resend)] = take
 
     def _say(self, text: str) -> None:
-        print(f"{self._prog}: {text}", file=sys.stderr, flush=True)
+        print(printable(f"{self._prog}: {text}"), file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from fluxres.base.jobid import f58, parse_jobid
-from fluxres.cli.common import Explain, argument, parser
+from fluxres.base.jobid import parse_jobid
+from fluxres.cli.common import Explain, argument, id_text, parser
 from fluxres.cli.signals import parse_signal
 from fluxres.session import Session
 
@@ -36,7 +36,9 @@ def kill_main(argv: list[str]) -> int:
 def raise_main(argv: list[str]) -> int:
     """`fluxres job raise`."""
     options = parser("job", "Raise an exception on jobs.", usage="raise [OPTIONS] JOBID… [--] [NOTE…]")
-    options.add_argument("-t", "--type", metavar="TYPE", default="cancel", help="exception type (cancel)")
+    options.add_argument(
+        "-t", "--type", metavar="TYPE", type=argument(parse_type), default="cancel", help="exception type (cancel)"
+    )
     options.add_argument(
         "-s", "--severity", metavar="N", type=argument(parse_severity), default=0, help="0 (fatal) to 7 (0)"
     )
@@ -63,7 +65,7 @@ def urgency_main(argv: list[str]) -> int:
     options.add_argument("jobid", metavar="JOBID", type=argument(parse_jobid))
     options.add_argument("urgency", metavar="N", type=argument(parse_urgency), help="0 (hold) to 31 (expedite)")
     args = options.parse_args(argv)
-    with Session(args.uri) as session, Explain(f"change the urgency of {f58(args.jobid)}"):
+    with Session(args.uri) as session, Explain(f"change the urgency of {id_text(args.jobid)}"):
         request: WireMap = {"id": args.jobid, "urgency": args.urgency}
         answer = session.call("job-manager.urgency", request, idempotent=True)
     if args.verbose:
@@ -118,6 +120,13 @@ def parse_severity(text: str) -> int:
     raise ValueError(f"severity {text!r} is not 0 to {SEVERITY_MAX}")
 
 
+def parse_type(text: str) -> str:
+    """An exception's type (RFC 21): one word. Raises ValueError."""
+    if not text or len(text.split()) != 1 or text != text.strip():
+        raise ValueError(f"type {text!r} is not one word")
+    return text
+
+
 def _why(verb: str, jobid: JobId, error: RpcError) -> str:
     text = str(error)
-    return text if text.startswith("cannot ") else f"cannot {verb} {f58(jobid)}: {text}"
+    return text if text.startswith("cannot ") else f"cannot {verb} {id_text(jobid)}: {text}"

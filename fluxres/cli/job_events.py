@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from fluxres.base.errors import FluxresError, RpcError
 from fluxres.base.eventlog import Event, decode
 from fluxres.base.fsd import parse_fsd
-from fluxres.base.jobid import JobId, f58, parse_jobid
-from fluxres.cli.common import argument, parser, positive
+from fluxres.base.jobid import JobId, parse_jobid
+from fluxres.cli.common import argument, id_text, parser, positive
 from fluxres.cli.eventfmt import TIME_FORMATS, EventFormat
 from fluxres.cli.watch import END_EVENTS, WAITCREATE, WATCH, event_of, full_path, watch_payload
 from fluxres.session import Session
@@ -88,7 +88,7 @@ def wait_event_main(argv: list[str]) -> int:
             flags=WAITCREATE if args.waitcreate else 0,
         )
     if not found:
-        raise FluxresError(f"cannot wait for event {args.event!r} of {f58(args.jobid)}: it never came")
+        raise FluxresError(f"cannot wait for event {args.event!r} of {id_text(args.jobid)}: it never came")
     return 0
 
 
@@ -108,12 +108,12 @@ def _lookup(session: Session, jobid: JobId, path: str) -> list[Event]:
     try:
         found = session.call("job-info.lookup", {"id": jobid, "keys": [path], "flags": 0}, idempotent=True)
     except RpcError as error:
-        raise _no_log(jobid, path, error) from error
+        raise _no_log(f"show {path}", jobid, path, error) from error
     log: JsonValue | object = found.get(path, "")
     try:
         return decode(log) if isinstance(log, str) else []
     except ValueError as error:
-        raise FluxresError(f"cannot show {path} of {f58(jobid)}: {error}") from error
+        raise FluxresError(f"cannot show {path} of {id_text(jobid)}: {error}") from error
 
 
 def _watch(
@@ -136,13 +136,14 @@ def _watch(
         reply = session.receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
         if reply is None:
             name = match.name if match is not None else END_EVENTS.get(path, "end")
-            raise FluxresError(f"cannot wait any longer for event {name!r} of {f58(jobid)}: {timeout:g}s are over")
+            raise FluxresError(f"cannot wait any longer for event {name!r} of {id_text(jobid)}: {timeout:g}s are over")
         if reply.matchtag != handle:
             continue
         if reply.error is not None:
             if reply.error.errnum == errno.ENODATA:
                 return False
-            raise _no_log(jobid, path, reply.error) from reply.error
+            what = f"show {path}" if match is None else f"wait for event {match.name!r}"
+            raise _no_log(what, jobid, path, reply.error) from reply.error
         event = event_of(reply.payload)[0]
         matched = match is not None and match.fits(event)
         matches += matched
@@ -156,12 +157,12 @@ def _watch(
             return True
 
 
-def _no_log(jobid: JobId, path: str, error: RpcError) -> FluxresError:
+def _no_log(what: str, jobid: JobId, path: str, error: RpcError) -> FluxresError:
     if error.errnum != errno.ENOENT:
         why = error.text
     else:
         why = "no such job" if path == "eventlog" else "the job is unknown or has none (yet)"
-    return FluxresError(f"cannot show {path} of {f58(jobid)}: {why}")
+    return FluxresError(f"cannot {what} of {id_text(jobid)}: {why}")
 
 
 def _key_value(text: str) -> tuple[str, str]:

@@ -9,13 +9,13 @@ from typing import Final
 
 from fluxres.base.errors import FluxresError, RpcError
 from fluxres.base.jobid import dothex, f58, kvs_path, parse_jobid
-from fluxres.cli.common import argument, parser
+from fluxres.cli.common import argument, id_text, parser
 from fluxres.cli.joblist import own_jobs
 from fluxres.cli.watch import full_path
 from fluxres.session import Session
 
 FORMS: Final[Mapping[str, Callable[[int], str]]] = {
-    "f58": f58,
+    "f58": id_text,
     "f58plain": lambda jobid: f58(jobid, ascii=True),
     "dec": str,
     "hex": lambda jobid: f"{jobid:#x}",
@@ -46,10 +46,10 @@ def info_main(argv: list[str]) -> int:
             found = session.call("job-info.lookup", request, idempotent=True)
         except RpcError as error:
             why = "no such job, or it has none" if error.errnum == errno.ENOENT else error.text
-            raise FluxresError(f"cannot show {key} of {f58(args.jobid)}: {why}") from error
+            raise FluxresError(f"cannot show {key} of {id_text(args.jobid)}: {why}") from error
     text = found.get(key)
     if not isinstance(text, str):
-        raise FluxresError(f"cannot show {key} of {f58(args.jobid)}: the broker's answer is without it")
+        raise FluxresError(f"cannot show {key} of {id_text(args.jobid)}: the broker's answer is without it")
     print(text.removesuffix("\n"))
     return 0
 
@@ -65,7 +65,7 @@ def last_main(argv: list[str]) -> int:
         raise FluxresError("cannot show the last job: there is none")
     start, stop, step = args.which
     for jobid in jobids[start:stop:step]:
-        print(f58(jobid))
+        print(id_text(jobid))
     return 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fluxres.base.jobid import dothex, f58, kvs_path
+from fluxres.cli.common import id_text
 from fluxres.cli.exitcode import exit_code
 from fluxres.cli.format import duration_text
 
@@ -192,7 +193,7 @@ class JobInfo:
 
     def as_json(self) -> JsonObject:
         """The job for `--json`: names for state and result, and no key for what is not (yet) so."""
-        out: JsonObject = {"jobid": f58(self.id)}
+        out: JsonObject = {"jobid": id_text(self.id)}
         for name in _JSON_FIELDS:
             value = self.entry.get(name) if name == "id" else self(name)
             if value == "" or (value == 0 and (name.startswith("t_") or name in ("runtime", "expiration"))):
@@ -200,12 +201,10 @@ class JobInfo:
             out[name] = value
         out["dependencies"] = self.entry.get("dependencies") or []
         out["annotations"] = self.entry.get("annotations") or {}
-        occurred = bool(self.entry.get("exception_occurred"))
+        occurred = self.entry.get("exception_occurred")
+        exception: JsonObject = {} if occurred is None else {"occurred": bool(occurred)}
         names = ("severity", "type", "note") if occurred else ()
-        out["exception"] = {
-            "occurred": occurred,
-            **{name: self.entry.get(f"exception_{name}", "") for name in names},
-        }
+        out["exception"] = {**exception, **{name: self.entry.get(f"exception_{name}", "") for name in names}}
         return out
 
 
@@ -226,8 +225,8 @@ def _time(title: str, attr: str) -> Field:
 
 
 FIELDS: Final[Mapping[str, Field]] = {
-    "id": Field("JOBID", (), lambda job: f58(job.id)),
-    "id.f58": Field("JOBID", (), lambda job: f58(job.id)),
+    "id": Field("JOBID", (), lambda job: id_text(job.id)),
+    "id.f58": Field("JOBID", (), lambda job: id_text(job.id)),
     "id.f58plain": Field("JOBID", (), lambda job: f58(job.id, ascii=True)),
     "id.dec": Field("JOBID", (), lambda job: job.id),
     "id.hex": Field("JOBID", (), lambda job: f"{job.id:#x}"),

@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING, Final, cast
 
 from fluxres.base.errors import FluxresError, RpcError
-from fluxres.base.jobid import JobId, f58
+from fluxres.base.jobid import JobId
+from fluxres.cli.common import id_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,15 +65,18 @@ def find_jobs(session: Session, jobids: Sequence[JobId], attrs: Sequence[str]) -
     return [found[index] for index in range(len(jobids))]
 
 
-def own_jobs(session: Session) -> list[JobId]:
-    """The jobids of this user's jobs, those that are over included, the latest first."""
-    jobs = list_jobs(session, attrs=[], constraint={"userid": [os.getuid()]})
+def own_jobs(session: Session, *, states: int = 0) -> list[JobId]:
+    """The jobids of this user's jobs, the latest first: those in `states` (a mask), or all that there are."""
+    constraint: WireMap = {"userid": [os.getuid()]}
+    if states:
+        constraint = {"and": [constraint, {"states": [states]}]}
+    jobs = list_jobs(session, attrs=[], constraint=constraint)
     return sorted((jobid for job in jobs if (jobid := _id(job)) is not None), reverse=True)
 
 
 def unknown(jobid: JobId, error: RpcError) -> str:
     """What to say of a job that was asked for and not found."""
-    return f"cannot find {f58(jobid)}: {'no such job' if error.errnum == errno.ENOENT else error.text}"
+    return f"cannot find {id_text(jobid)}: {'no such job' if error.errnum == errno.ENOENT else error.text}"
 
 
 def _list_once(session: Session, payload: WireMap) -> list[JsonObject]:

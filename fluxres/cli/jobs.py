@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     """`fluxres jobs`."""
     options = _options()
     args = options.parse_args(argv)
+    args.jobids = list(dict.fromkeys(args.jobids))
     if args.stats_only:
         return _stats(args)
     if args.format == "help":

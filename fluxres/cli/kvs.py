@@ -11,7 +11,17 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError, RpcError
-from fluxres.cli.common import Explain, Parser, field, parser, subcommands, whole_number, write_bytes
+from fluxres.cli.common import (
+    Explain,
+    Parser,
+    UsageError,
+    argument,
+    field,
+    parser,
+    subcommands,
+    whole_number,
+    write_bytes,
+)
 from fluxres.cli.kvs_object import (
     APPEND,
     READLINK,
@@ -87,7 +97,7 @@ def _add_changes(sub: _SubParsersAction[Parser]) -> None:
     append.set_defaults(append=True)
     for each in (put, append):
         each.add_argument("-r", "--raw", action="store_true", help="KEY=- reads the value from standard input")
-        each.add_argument("settings", nargs="+", metavar="KEY=VALUE")
+        each.add_argument("settings", nargs="+", metavar="KEY=VALUE", type=argument(_setting))
     unlink = _add(sub, "unlink", "Remove keys", _unlink)
     unlink.add_argument("-R", "--recursive", action="store_true", help="remove directories with all in them")
     unlink.add_argument("-f", "--force", action="store_true", help="a key that does not exist is no error")
@@ -181,7 +191,7 @@ def _get(kvs: Kvs, args: Namespace) -> int:
 def _watch(kvs: Kvs, args: Namespace, count: int = 0) -> int:
     """Show the values of one key, up to a count; several keys one after the other."""
     if len(args.keys) > 1 and not (count or args.count):
-        raise FluxresError("cannot watch several keys without --count: the first would never end")
+        raise UsageError("cannot watch several keys without --count: the first would never end")
     flags = 0
     for wanted, flag in (
         (args.treeobj, TREEOBJ),
@@ -215,13 +225,17 @@ def _show(key: str, found: WireMap, args: Namespace) -> None:
 
 def _put(kvs: Kvs, args: Namespace) -> int:
     operations = []
-    for setting in args.settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise FluxresError(f"cannot put {setting!r}: it must be KEY=VALUE")
+    for key, text in args.settings:
         data = _standard_input() if args.raw and text == "-" else os.fsencode(text)
         operations.append(operation(key, value(data), APPEND if args.append else 0))
     return _commit(kvs, args, f"put {', '.join(field(each, 'key', str) for each in operations)}", operations)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, rest = text.partition("=")
+    if not equals:
+        raise ValueError(f"cannot put {text!r}: it must be KEY=VALUE")
+    return key, rest
 
 
 def _standard_input() -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fluxres.base.errors import FluxresError
 from fluxres.base.eventlog import Event, decode, encode
 from fluxres.base.fsd import parse_fsd
+from fluxres.cli.common import UsageError
 from fluxres.cli.eventfmt import EventFormat
 from fluxres.cli.kvs_object import (
     APPEND,
@@ -48,7 +49,7 @@ def append(kvs: Kvs, args: Namespace) -> int:
     try:
         line = encode(Event(timestamp, args.name, parse_context(args.context)))
     except ValueError as error:
-        raise FluxresError(str(error)) from error
+        raise UsageError(str(error)) from error
     kvs.commit(f"append to {args.key}", [operation(args.key, value(line.encode()), APPEND)])
     return 0
 
@@ -60,7 +61,7 @@ def wait_event(kvs: Kvs, args: Namespace) -> int:
         try:
             deadline = time.monotonic() + parse_fsd(args.timeout)
         except ValueError as error:
-            raise FluxresError(str(error)) from error
+            raise UsageError(str(error)) from error
     for event in _events(kvs, args, deadline):
         found = event.name == args.name
         if (found and not args.quiet) or (not found and args.verbose):
@@ -102,20 +103,20 @@ def parse_context(words: list[str]) -> JsonObject:
     """The context that is given on a command line: one JSON object, or KEY=VALUE words, each value JSON or
     text.
 
-    Raises FluxresError.
+    Raises UsageError.
     """
     if words and words[0].lstrip().startswith("{"):
         try:
             whole = json.loads(" ".join(words))
         except ValueError as error:
-            raise FluxresError(f"cannot use context {' '.join(words)!r}: {error}") from error
+            raise UsageError(f"cannot use context {' '.join(words)!r}: {error}") from error
         if isinstance(whole, dict):
             return whole
     context: JsonObject = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise FluxresError(f"cannot use context {word!r}: it must be KEY=VALUE")
+            raise UsageError(f"cannot use context {word!r}: it must be KEY=VALUE")
         try:
             context[key] = json.loads(text)
         except ValueError:

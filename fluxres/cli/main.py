@@ -8,11 +8,15 @@ FLUXRES_DEBUG.
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
+from fluxres.cli.common import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +25,10 @@ EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
+
+NO_URI: Final = "--uri needs a URI"
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+"""What a byte of an argument that is not UTF-8 has become."""
 
 COMMANDS: Final = {
     "cancel": ("fluxres.cli.cancel:main", "cancel jobs"),
@@ -51,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     name = "fluxres"
     argv = sys.argv[1:] if argv is None else argv
     verbose = "-v" in argv or "--verbose" in argv
+    _prepare_streams()
     try:
         name, argv = _split(argv)
         status = _run(name, argv)
@@ -60,15 +69,53 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         _silence()
         return EXIT_BROKEN_PIPE
+    except UsageError as error:
+        _report(name, f"{error} (see fluxres-{name} --help)")
+        return EXIT_USAGE
     except FluxresError as error:
         return _report(name, str(error))
     except OSError as error:
-        return _report(name, _words(name, error))
+        unwritten = _flush()
+        ours = unwritten is not None and error.filename is None and error.errno == unwritten.errno
+        return _report(name, f"cannot write output: {error.strerror}" if ours else _words(name, error))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
+    except UnicodeEncodeError as error:
+        if not _LONE_SURROGATE.search(error.object):
+            return _report(name, f"internal error: {type(error).__name__}: {error}", trace=verbose)
+        return _report(name, f"{error.object!r} is not valid UTF-8")
     except Exception as error:
         return _report(name, f"internal error: {type(error).__name__}: {error}", trace=verbose)
     return status
+
+
+def _prepare_streams() -> None:
+    """Have all three standard streams, and let no character stop what we print.
+
+    A descriptor that was closed becomes /dev/null: else a socket of ours would get its number, and what a job is to
+    read, or what we print, would be taken from it or go there. Writing to a stdout that was closed fails, as ever.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if descriptor == 2 else os.O_RDONLY)  # gets the lowest number: this one
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            opened = open(descriptor, "w" if descriptor else "r", closefd=False)  # noqa: SIM115 - for life
+            setattr(sys, name, opened)
+    codecs.register_error("fluxres", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="fluxres")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Where the terminal knows no ƒ, a jobid begins with f (RFC 19); other characters it lacks become `?`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    return "".join("f" if char == "ƒ" else "?" for char in wrong), error.end
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
@@ -83,7 +130,9 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
             return "version", []
         if option in ("-v", "--verbose"):
             continue
-        if option == "--uri" and (value or position < len(argv)):
+        if option == "--uri":
+            if not value and position == len(argv):
+                return "", [NO_URI]
             if not value:
                 value = argv[position]
                 position += 1
@@ -99,7 +148,8 @@ def _run(name: str, argv: list[str]) -> int:
         print(_usage())
         return 0
     if name not in COMMANDS:
-        wrong = f"{name!r} is no command" if name else f"{argv[0]!r} is no option" if argv else "no command"
+        option = NO_URI if argv == [NO_URI] else f"{argv[0]!r} is no option" if argv else "no command"
+        wrong = f"{name!r} is no command" if name else option
         print(f"fluxres: {wrong} (fluxres --help lists the commands)", file=sys.stderr)
         return EXIT_USAGE
     return find(name)(argv)
@@ -135,6 +185,16 @@ def _report(name: str, text: str, *, trace: bool = False) -> int:
     except OSError:
         _silence()  # nobody is left to tell
     return EXIT_ERROR
+
+
+def _flush() -> OSError | None:
+    """Write what is still buffered; returns what keeps it from being written, and then drops it."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _silence()  # else the same error comes again at exit
+        return error
+    return None
 
 
 def _silence() -> None:

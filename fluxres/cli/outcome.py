@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from fluxres.cli.common import printable
 from fluxres.cli.exitcode import exit_code, status_text
 
 if TYPE_CHECKING:
@@ -50,10 +51,12 @@ class Outcome:
     def words(self) -> str:
         """How it ended, for people."""
         if self.error is not None:
-            return self.error.text
+            return printable(self.error.text)
         if self.exception is not None:
             note = self.exception.context.get("note")
-            return f"fatal exception type={self.exception.context.get('type')}" + (f" {note}" if note else "")
+            return printable(
+                f"fatal exception type={self.exception.context.get('type')}" + (f" {note}" if note else "")
+            )
         if self.status is None:
             return "it ended without a status"
         return status_text(self.status) if self.status else "job completed successfully"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
+from fluxres.cli.common import printable
 
 if TYPE_CHECKING:
     from fluxres.base.eventlog import Event
@@ -50,7 +51,12 @@ class Output:
         if event.name == "redirect":
             path = context.get("path")
             where = f" to {path}" if path else ""
-            return [(STDERR, f"{context.get('rank')}: {context.get('stream')} redirected{where}\n".encode())]
+            return [
+                (
+                    STDERR,
+                    printable(f"{context.get('rank')}: {context.get('stream')} redirected{where}").encode() + b"\n",
+                )
+            ]
         if event.name == "log":
             return [(STDERR, _log_line(event, zero).encode())]
         return []
@@ -96,4 +102,5 @@ def _log_line(event: Event, zero: float) -> str:
     where = f"[{rank}]" if isinstance(rank, int) and rank >= 0 else ""
     parts = [f"{event.timestamp - zero:.3f}s: fluxres-shell{where}"]
     parts += [str(part) for part in (word, context.get("component")) if part]
-    return ": ".join([*parts, str(context.get("message", ""))]) + "\n"
+    text = ": ".join([*parts, str(context.get("message", ""))])
+    return "".join(f"{printable(line)}\n" for line in text.split("\n"))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fluxres.base.jobid import f58
-from fluxres.cli.common import Explain, parser
+from fluxres.cli.common import Explain, id_text, parser
 from fluxres.cli.follow import FollowOptions
 from fluxres.cli.job_attach import Attachment
 from fluxres.cli.submit import SUBMIT, jobid_of
@@ -40,6 +39,6 @@ def main(argv: list[str]) -> int:
         with Explain("submit"):
             jobid = jobid_of(session.call(SUBMIT, request, idempotent=True))
         if args.verbose:
-            print(f"jobid: {f58(jobid)}", file=sys.stderr, flush=True)
+            print(f"jobid: {id_text(jobid)}", file=sys.stderr, flush=True)
         # With a key of the user's the job may be one that already had input.
         return Attachment(session, jobid, wanted, stdin=args.input is None, from_start=args.key is None).run()

@@ -42,6 +42,9 @@ def main(argv: list[str]) -> int:
     args = made.parse_args(argv)
     if args.size > MAX_SIZE:
         raise FluxresError(f"cannot start {args.size} brokers here: the bound is {MAX_SIZE}")
+    for option in ("statedir", "rundir"):
+        if getattr(args, option) == "":
+            made.error(f"argument --{option}: it is empty")
     settings = parse_settings(args.conf)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if args.background and command:

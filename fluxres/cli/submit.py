@@ -7,11 +7,12 @@ so that one whose answer was lost with its broker is simply asked again and give
 from __future__ import annotations
 
 import sys
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
-from fluxres.base.jobid import JobId, f58
-from fluxres.cli.common import argument, parser
+from fluxres.base.jobid import JobId
+from fluxres.cli.common import argument, id_text, parser
 from fluxres.cli.submit_args import (
     add_job_options,
     check,
@@ -58,8 +59,10 @@ def main(argv: list[str]) -> int:
         options.error("--cc and --bcc exclude each other")
     if args.dry_run:
         return _dry_run(args)
+    requests = _requests(args)
+    first = list(islice(requests, 1))  # what no jobspec can be made of needs no instance to be refused
     with Session(args.uri) as session:
-        jobids, failures = _submit(session, args)
+        jobids, failures = _submit(session, chain(first, requests), quiet=args.quiet)
         if args.wait_event is None:
             return 1 if failures else 0
         return max(1 if failures else 0, _wait(session, jobids, args.wait_event))
@@ -95,15 +98,15 @@ def jobid_of(payload: WireMap) -> JobId:
     return JobId(value)
 
 
-def _submit(session: Session, args: Namespace) -> tuple[list[JobId], int]:
+def _submit(session: Session, requests: Iterable[WireMap], *, quiet: bool) -> tuple[list[JobId], int]:
     """Submit everything, printing each jobid when it is known; returns them, and how many failed."""
     jobids: list[JobId] = []
     failures = 0
-    for outcome in submit_all(session, _requests(args)):
+    for outcome in submit_all(session, requests):
         if isinstance(outcome, int):
             jobids.append(outcome)
-            if not args.quiet:
-                print(f58(outcome))
+            if not quiet:
+                print(id_text(outcome))
         else:
             failures += 1
             print(f"fluxres-submit: {_why(outcome)}", file=sys.stderr)
@@ -133,7 +136,7 @@ def _wait(session: Session, jobids: list[JobId], event: str) -> int:
         code = _exit_code(outcome, event)
         if code:
             why = outcome.words() if event == "clean" or event in outcome.seen else f"event {event!r} never came"
-            print(f"fluxres-submit: {f58(jobid)}: {why}", file=sys.stderr)
+            print(f"fluxres-submit: {id_text(jobid)}: {why}", file=sys.stderr)
         highest = max(highest, code)
     return highest
 

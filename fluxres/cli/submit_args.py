@@ -6,8 +6,7 @@ import os
 from argparse import REMAINDER
 from typing import TYPE_CHECKING, Final
 
-from fluxres.base.errors import FluxresError
-from fluxres.cli.common import argument, positive, whole_number
+from fluxres.cli.common import UsageError, argument, positive, whole_number
 from fluxres.job.build import Facts, build_jobspec
 
 if TYPE_CHECKING:
@@ -121,11 +120,11 @@ def check(args: Namespace, options: Parser) -> None:
 
 
 def jobspec_of(args: Namespace, cc: int | None = None) -> JsonObject:
-    """The jobspec that the options describe, for one id of --cc where given. Raises FluxresError."""
+    """The jobspec that the options describe, for one id of --cc where given. Raises UsageError."""
     try:
         return _build(args if cc is None else _for_cc(args, cc))
     except ValueError as error:
-        raise FluxresError(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 def uses_cc(args: Namespace) -> bool:

@@ -94,7 +94,7 @@ class Attendant:
         self._linked = trio.CancelScope()
         self._stdin_next: int | None = None
         """The first byte of standard input that may be passed on next; None until the shell has told it."""
-        self._changed = trio.Event()
+        self._launching = trio.CancelScope()
 
     # --- what rank 0 asks for
 
@@ -133,7 +133,7 @@ class Attendant:
             with find(dirfd) as found:
                 won = won or found.kind is Kind.VOID
         self._may_start = False
-        self._changed.set()
+        self._launching.cancel()
         return won
 
     def force(self) -> None:
@@ -236,21 +236,14 @@ class Attendant:
             return
         self._starts += 1
         hit("launch.before")
-        self._changed = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._launch, nursery.cancel_scope)
-            await self._changed.wait()
-            nursery.cancel_scope.cancel()
-
-    async def _launch(self, done: trio.CancelScope) -> None:
-        if self._starts > 1:
-            await self._pause()
-        try:
-            await self._launcher.launch(self._path, self._jobid, self._rank)
-        except FluxresError as error:
-            log.error("job %s: %s", f58(self._jobid), error)
+        with trio.CancelScope() as self._launching:  # a void claim ends the wait
+            if self._starts > 1:
+                await self._pause()
+            try:
+                await self._launcher.launch(self._path, self._jobid, self._rank)
+            except FluxresError as error:
+                log.error("job %s: %s", f58(self._jobid), error)
         hit("launch.after")
-        done.cancel()
 
     async def _pause(self) -> None:
         await trio.sleep(self._retry)
@@ -352,6 +345,7 @@ class Attendant:
         """Kill what a dead shell left behind; returns how many processes would not die."""
         left: list[int] = []
         for _ in range(CLEANUP_ROUNDS):
+            jobdir.kill_cgroup(self._path, f"job-{f58(self._jobid, ascii=True)}-{self._rank}")
             left = await trio.to_thread.run_sync(kill_marked, f58(self._jobid, ascii=True), self._nonce)
             if not left:
                 return 0

@@ -90,6 +90,10 @@ class Forgetting:
                 with contextlib.suppress(OSError):  # `rm` will say what is wrong
                     os.unlink(os.path.join(trash, name, SPEC))  # before the claim: see `fluxres_shell.run`
             command = ["rm", "-rf", "--", *(os.path.join(trash, name) for name in names[:MAX_ARGUMENTS])]
-            done = await trio.run_process(command, check=False, capture_stderr=True, stdin=subprocess.DEVNULL)
+            try:
+                done = await trio.run_process(command, check=False, capture_stderr=True, stdin=subprocess.DEVNULL)
+            except OSError as error:  # no process to be had, say: it is tried again with the next directory
+                log.warning("cannot empty %s: %s", trash, error)
+                return
             if done.returncode:
                 log.warning("cannot empty %s: %s", trash, done.stderr.decode(errors="replace").strip())

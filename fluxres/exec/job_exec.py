@@ -17,24 +17,23 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import errno
 import logging
 from collections.abc import Callable
 from typing import cast
 
 import msgspec
-import trio
 
 from fluxres.base.errors import RpcError
 from fluxres.base.eventlog import Event, encode
+from fluxres.base.eventlog import decode as decode_events
 from fluxres.base.jobid import JobId, f58, kvs_path
 from fluxres.base.json import JsonObject, JsonValue
 from fluxres.exec.job_run import JobRun, Plan
 from fluxres.exec.progress import decode, guest_namespace, progress_key
 from fluxres.exec.spec import ExecSettings, build_spec
 from fluxres.exec.stdin import INPUT_KEY, StoredInput
-from fluxres.exec.translate import EXEC_EVENTLOG_KEY, OUTPUT_KEY
+from fluxres.exec.translate import EXEC_EVENTLOG_KEY
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Append
 from fluxres.rpc.fields import AnyJobId, Signum
@@ -224,36 +223,43 @@ class JobExec:
         self._check_input(request, jobid)
         try:
             data = base64.b64decode(ask.data, validate=True) if ask.encoding == "base64" else ask.data.encode()
-        except binascii.Error as error:
+        except ValueError as error:
             raise RpcError(errno.EINVAL, f"cannot take standard input: {error}") from error
-        if (stored := self._inputs.get(jobid)) is None:
-            stored = self._inputs[jobid] = StoredInput(self._kvs, guest_namespace(jobid))
-        async with stored.lock:
-            offset = stored.size if ask.offset < 0 else ask.offset
-            if offset > stored.size:
-                why = f"{stored.size} bytes are stored"
-                raise RpcError(errno.EINVAL, f"cannot take input at offset {offset}: {why}")
-            data = data[stored.size - offset :]
-            if not stored.ended and (data or ask.eof):
-                await self._commit_input(jobid, stored, data, eof=ask.eof)
-        if (run := self._runs.get(jobid)) is not None:
-            run.has_input()
-        return {"offset": stored.size}
-
-    async def _commit_input(self, jobid: JobId, stored: StoredInput, data: bytes, *, eof: bool) -> None:
-        """Commit, and count. Whether a commit that was waited for in vain took place, only the store knows."""
+        stored = self._stored_input(jobid)
+        offset = stored.size if ask.offset < 0 else ask.offset
+        if offset > stored.size:
+            raise RpcError(errno.EINVAL, f"cannot take input at offset {offset}: {stored.size} bytes are stored")
+        data = data[stored.size - offset :]
+        ops = [self._input_op(jobid, data, eof=ask.eof)] if not stored.ended and (data or ask.eof) else []
+        if ops:
+            stored.added(data, eof=ask.eof)
+        end = stored.size
         try:
-            await self._kvs.commit(self._input_op(jobid, data, eof=eof), hold=True)
-        except trio.Cancelled:
+            await self._kvs.commit(*ops, hold=True)  # without any it still ends after those before it
+        except RpcError:
             self._inputs.pop(jobid, None)
             raise
-        stored.added(data, eof=eof)
+        if (run := self._runs.get(jobid)) is not None:
+            run.has_input()
+        return {"offset": end}
+
+    def _stored_input(self, jobid: JobId) -> StoredInput:
+        stored = self._inputs.get(jobid)
+        if stored is None:
+            try:
+                stored = self._inputs[jobid] = StoredInput(self._kvs, guest_namespace(jobid))
+            except ValueError as error:
+                raise RpcError(errno.EIO, f"cannot read the input of job {f58(jobid)}: {error}") from error
+        return stored
 
     async def _wait_for_guest(self, jobid: JobId) -> None:
-        """Wait until the job has its guest namespace: with `alloc`. Ends also with its sender's cancel."""
-        if self._is_active(jobid):
-            async with self._kvs.watch(PRIMARY, kvs_path(jobid, "guest", OUTPUT_KEY)) as header:
-                await header.batch()
+        """Wait until the job has its guest namespace, with `alloc`, or has ended, or its sender cancels."""
+        if not self._is_active(jobid):
+            return
+        async with self._kvs.watch(PRIMARY, kvs_path(jobid, "eventlog")) as watch:
+            async for chunk in watch:
+                if any(event.name in ("alloc", "clean") for event in decode_events(chunk.data)):
+                    return
 
     def _check_input(self, request: Request, jobid: JobId) -> None:
         if not self._is_active(jobid):

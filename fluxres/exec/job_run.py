@@ -24,7 +24,7 @@ from fluxres.base.json import JsonObject
 from fluxres.exec.execution import Execution, Response
 from fluxres.exec.progress import Problem, Progress, RankState, guest_namespace, progress_key
 from fluxres.exec.stdin import StdinPump
-from fluxres.exec.translate import EXEC_EVENTLOG_KEY, OUTPUT_KEY, Batch, translate
+from fluxres.exec.translate import EXEC_EVENTLOG_KEY, OUTPUT_KEY, problems_of, translate
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Append, Op, Put
 from fluxres.rpc.handle import Handle
@@ -160,7 +160,10 @@ class JobRun:
 
     async def _feed(self, rank: int, scope: trio.CancelScope) -> None:
         with scope:
-            await self._stdin.run(rank)
+            try:
+                await self._stdin.run(rank)
+            except (RpcError, ValueError) as error:  # whoever owns the job may write to its namespace
+                log.error("job %s: cannot read its standard input: %s", f58(self._plan.jobid), error)
 
     async def _refused(self, rank: int, error: RpcError | ProtocolError) -> bool:
         """The rank answered with an error; returns whether it is to be sent a start."""
@@ -221,22 +224,12 @@ class JobRun:
             state, status = (RankState.RUNNING if batch.started else progress.state), 0
         else:
             state, status = RankState.EXITED, batch.exit.status
-        moved = progress.moved(state, cursor=batch.last, status=status, problems=self._problems(rank, batch, progress))
+        moved = progress.moved(state, cursor=batch.last, status=status, problems=problems_of(batch, progress))
         if batch.exit is not None:
             hit("exit-commit.before")
         await self._advance(rank, moved, ops)
         if batch.exit is not None:
             hit("exit-commit.after")
-
-    def _problems(self, rank: int, batch: Batch, progress: Progress) -> tuple[Problem, ...]:
-        problems = []
-        if batch.timed_out and not any(p.type == "timeout" for p in progress.problems):
-            problems.append(Problem(type="timeout", severity=0, note="resource allocation expired"))
-        if batch.exit is not None:
-            match batch.exit.info.get("exception"):
-                case {"type": str(kind), "severity": int(severity), "note": str(note)}:
-                    problems.append(Problem(type=kind, severity=severity, note=note))
-        return tuple(problems)
 
     async def _lose(self, rank: int, note: str) -> None:
         progress = self._execution.ranks[rank]

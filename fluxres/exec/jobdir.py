@@ -17,6 +17,7 @@ from typing import Final, cast
 
 from fluxres.base.errors import FluxresError
 from fluxres.base.jobid import JobId, dothex, parse_jobid
+from fluxres_shell.cgroup import JobCgroup
 from fluxres_shell.find import SPEC
 
 JOBS: Final = "jobs"
@@ -65,15 +66,27 @@ def prepare(statedir: str, jobid: JobId, rank: int, spec: bytes) -> bool:
 
 
 def spec_identity(path: str) -> tuple[str, str] | None:
-    """The (nonce, instance id) that the spec in `path` names; None where there is none, or it cannot be read."""
+    """The (nonce, instance id) that the spec in `path` names; None where it is missing or no spec. Raises OSError."""
     try:
         with open(os.path.join(path, SPEC), "rb") as file:
             spec = cast("object", json.loads(file.read(SPEC_MAX)))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     if isinstance(spec, dict) and isinstance(spec.get("nonce"), str) and isinstance(spec.get("instance"), str):
         return spec["nonce"], spec["instance"]
     return None
+
+
+def kill_cgroup(path: str, name: str) -> None:
+    """Kill what is left in the cgroup `name` that a dead shell made for its tasks, and remove it, if there was one."""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        with open(os.path.join(path, SPEC), "rb") as file:
+            parent = json.loads(file.read(SPEC_MAX))["cgroup_parent"]
+        if isinstance(parent, str) and os.path.isdir(os.path.join(parent, name)):
+            cgroup = JobCgroup.create(parent, name)
+            if cgroup is not None:
+                cgroup.kill()
+                cgroup.remove()
 
 
 def inventory(statedir: str, rank: int) -> list[JobId]:

@@ -3,10 +3,12 @@
 The launcher is a convenience, never a record: it may die at any instant. A request carries the shell's directory and
 the write end of a pipe, `ready`; the end closes when the shell listens, has lost its claim, or is dead, and also when
 the launcher died with the request unread. Whatever the reason, the end of `ready` means only "look at the directory".
+Where it cannot fork it says so in a packet of its own, for the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -16,12 +18,14 @@ from typing import Final
 
 import trio
 
-from fluxres.base.errors import FluxresError
+from fluxres.base.errors import FluxresError, ProtocolError
 from fluxres.base.jobid import JobId
-from fluxres.wire.payload import pack
+from fluxres.wire.payload import pack, unpack_map
 
 log = logging.getLogger("fluxres.launcher")
 
+MAX_ANSWER: Final = 64 * 1024
+"""Bytes of an answer that are read."""
 STOP_GRACE: Final = 2.0
 """Seconds that the launcher has to end once its socket is closed, before it is killed."""
 
@@ -48,12 +52,14 @@ class Launcher:
                 os.close(dirfd)
                 os.close(ready_write)
             await trio.lowlevel.wait_readable(ready_read)
+            self._take_refusals()
         finally:
             trio.lowlevel.notify_closing(ready_read)
             os.close(ready_read)
 
     async def _ask(self, request: bytes, fds: list[int]) -> None:
         async with self._lock:
+            self._take_refusals()
             for attempt in (1, 2):
                 sock = self._socket or await self._start()
                 try:
@@ -69,6 +75,15 @@ class Launcher:
                     await self._stop()
                     if attempt == 2:
                         raise FluxresError(f"cannot reach the launcher: {error.strerror}") from error
+
+    def _take_refusals(self) -> None:
+        """Log what the launcher could not do. Unread, its answers would keep it from taking requests in the end."""
+        with contextlib.suppress(OSError):  # there are no more, or it is gone, which the next request finds
+            while self._socket is not None and (answer := self._socket.recv(MAX_ANSWER)):
+                try:
+                    log.warning("the launcher: %s", unpack_map(answer).get("text"))
+                except ProtocolError as error:
+                    log.warning("the launcher says something else: %s", error)
 
     async def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from typing import Annotated
 
 import msgspec
 import trio
@@ -38,9 +39,14 @@ from fluxres.wire.payload import WireMap
 log = logging.getLogger("fluxres.exec")
 
 
+_Nonce = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,256}$")]
+_Note = Annotated[str, msgspec.Meta(max_length=256)]
+"""Both go into a claim, which has a bound."""
+
+
 class _Attend(msgspec.Struct, frozen=True, kw_only=True):
     id: AnyJobId
-    nonce: str
+    nonce: _Nonce
     statedir: str
     cursor: int
     start: bool = False
@@ -68,8 +74,8 @@ class _Kill(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Void(msgspec.Struct, frozen=True, kw_only=True):
     id: AnyJobId
-    nonce: str
-    note: str
+    nonce: _Nonce
+    note: _Note
 
 
 class _Ids(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +115,7 @@ class Shells:
         self.service = Service("exec", router, owner_only=True)
         self.service.task("start", self._attend)
         self.service.task("reattach", self._attend)
-        self.service.task("void", self._void)
+        self.service.method("void", self._void)
         self.service.method("ack", self._ack)
         self.service.method("stdin", self._stdin)
         self.service.method("kill", self._kill)
@@ -136,7 +142,11 @@ class Shells:
         """
         jobs = []
         for jobid in jobdir.inventory(self._statedir, self._router.rank):
-            identity = jobdir.spec_identity(jobdir.job_path(self._statedir, jobid, self._router.rank))
+            try:
+                identity = jobdir.spec_identity(jobdir.job_path(self._statedir, jobid, self._router.rank))
+            except OSError as error:
+                log.error("leaving job %s alone: cannot read its spec: %s", f58(jobid), error)
+                continue
             if identity is not None and identity[1] != self._instance:
                 log.warning("leaving job %s alone: it is of another instance, %s", f58(jobid), identity[1])
             else:
@@ -192,23 +202,23 @@ class Shells:
         except OSError as error:
             raise RpcError(error.errno or errno.EIO, f"cannot prepare job {f58(jobid)}: {error}") from error
 
-    async def _void(self, request: Request) -> WireMap:
+    def _void(self, request: Request) -> WireMap:
         ask = request.parse(_Void)
-        active = self._active.get(JobId(ask.id))
-        if active is not None:
-            return {"void": active.attendant.void(ask.note)}
-        path = jobdir.job_path(self._statedir, JobId(ask.id), self._router.rank)
-        attendant = Attendant(
-            path=path,
-            jobid=JobId(ask.id),
-            rank=self._router.rank,
-            nonce=ask.nonce,
-            cursor=0,
-            may_start=False,
-            launcher=self._launcher,
-        )
-        await trio.lowlevel.checkpoint()
-        return {"void": attendant.void(ask.note)}
+        attendant = self._attendant(ask.id)
+        if attendant is None:
+            attendant = Attendant(
+                path=jobdir.job_path(self._statedir, JobId(ask.id), self._router.rank),
+                jobid=JobId(ask.id),
+                rank=self._router.rank,
+                nonce=ask.nonce,
+                cursor=0,
+                may_start=False,
+                launcher=self._launcher,
+            )
+        try:
+            return {"void": attendant.void(ask.note)}
+        except OSError as error:  # a full disk, say: rank 0 asks again
+            raise RpcError(error.errno or errno.EIO, f"cannot void job {f58(ask.id)}: {error}") from error
 
     def _attendant(self, jobid: int) -> Attendant | None:
         active = self._active.get(JobId(jobid))

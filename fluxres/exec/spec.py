@@ -8,6 +8,7 @@ from typing import Final, cast
 
 import msgspec
 
+from fluxres.base.idset import IdSet
 from fluxres.base.jobid import JobId
 from fluxres.base.json import JsonObject, JsonValue
 from fluxres.exec.progress import guest_namespace
@@ -19,7 +20,8 @@ SPEC_VERSION: Final = 1
 class ExecSettings:
     """What the instance sets for all its shells (`[exec]` of the configuration).
 
-    `journal_limit` and `segment_size` are bytes, `kill_timeout` seconds between SIGTERM and SIGKILL.
+    `journal_limit` and `segment_size` are bytes, `kill_timeout` seconds between SIGTERM and SIGKILL. `bind` says that
+    the cores of R are those of the system, to which tasks can be bound.
     """
 
     journal_limit: int = 64 * 1024 * 1024
@@ -27,6 +29,7 @@ class ExecSettings:
     kill_timeout: float = 5.0
     tmpdir_base: str = "/tmp"
     cgroup_parent: str | None = None
+    bind: bool = True
 
 
 def build_spec(
@@ -47,6 +50,7 @@ def build_spec(
     """The spec for `rank`. `layout` gives each rank of the job, in order, its global task ranks."""
     system = cast("JsonObject", cast("JsonObject", jobspec["attributes"])["system"])
     shell = cast("JsonObject", system.get("shell") or {})
+    options = cast("JsonObject", shell.get("options") or {})
     spec: JsonObject = {
         "version": SPEC_VERSION,
         "id": int(jobid),
@@ -67,10 +71,20 @@ def build_spec(
         "t_submit": t_submit,
         "uri": uri,
         "namespace": guest_namespace(jobid),
-        "options": shell.get("options") or {},
+        "options": options,
         "tmpdir_base": settings.tmpdir_base,
         "cgroup_parent": settings.cgroup_parent,
+        "cpus": _cpus(resources, rank) if settings.bind and options.get("cpu-affinity") != "off" else [],
         "journal_limit": settings.journal_limit,
         "segment_size": settings.segment_size,
     }
     return msgspec.json.encode(spec)
+
+
+def _cpus(resources: JsonObject, rank: int) -> list[JsonValue]:
+    """The cores that R gives the job on `rank` (RFC 20): the CPUs to which its tasks are bound."""
+    execution = cast("JsonObject", resources["execution"])
+    for entry in cast("list[JsonObject]", execution["R_lite"]):
+        if rank in IdSet.parse(str(entry["rank"])):
+            return [*IdSet.parse(str(cast("JsonObject", entry["children"])["core"]))]
+    return []

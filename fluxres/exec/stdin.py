@@ -35,13 +35,13 @@ def input_bytes(event: Event) -> tuple[bytes, bool]:
 
 
 class StoredInput:
-    """A job's standard input as it is stored: how many bytes, and whether it has ended.
+    """A job's standard input as it is stored: how many bytes, and whether it has ended. Raises ValueError.
 
-    Counted from the eventlog once; after that whoever holds `lock` and commits more adds to the count.
+    Counted from the eventlog once; after that whoever submits more adds to the count, since commits are done in their
+    order, whether or not anybody still waits for them.
     """
 
     def __init__(self, kvs: Kvs, guest: str) -> None:
-        self.lock = trio.Lock()
         self.size = 0
         self.ended = False
         after = 0
@@ -52,7 +52,7 @@ class StoredInput:
             after = chunks[-1].seq
 
     def added(self, data: bytes, *, eof: bool) -> None:
-        """These bytes are durable, and with `eof` the end."""
+        """These bytes are stored, or will be before anything that is submitted from now on; with `eof` the end."""
         self.size += len(data)
         self.ended = self.ended or eof
 

@@ -15,6 +15,7 @@ from typing import Final, cast
 from fluxres.base.errors import ProtocolError
 from fluxres.base.eventlog import Event, encode
 from fluxres.base.json import JsonObject
+from fluxres.exec.progress import Problem, Progress
 from fluxres_shell import records
 
 OUTPUT_KEY: Final = "output"
@@ -82,6 +83,19 @@ def _data_line(record: records.DataRecord) -> str:
         context["data"] = base64.b64encode(record.data).decode()
         context["encoding"] = "base64"
     return encode(Event(record.time, "data", context))
+
+
+def problems_of(batch: Batch, progress: Progress) -> tuple[Problem, ...]:
+    """The exceptions that the job gets for what `batch` says, beside those that `progress` has."""
+    problems = []
+    if batch.timed_out:
+        problems.append(Problem(type="timeout", severity=0, note="resource allocation expired"))
+    if batch.exit is not None:
+        match batch.exit.info.get("exception"):
+            case {"type": str(kind), "severity": int(severity), "note": str(note)}:
+                problems.append(Problem(type=kind, severity=min(max(int(severity), 0), 7), note=note))
+    new = dict.fromkeys(problems)  # the time limit is told when it fires, and again at the end
+    return tuple(problem for problem in new if problem not in progress.problems)
 
 
 def output_header(*, time: float, tasks: int) -> str:

@@ -7,6 +7,7 @@ committed with the jobid in one transaction, so that a client that lost its answ
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 from collections.abc import Callable
 from typing import Annotated, Final, cast
@@ -98,6 +99,8 @@ class Ingest:
         if not self.enabled:
             why = f": {self.disabled_reason}" if self.disabled_reason else ""
             raise RpcError(errno.EINVAL, f"cannot submit: job submission is disabled{why}")
+        if not request.is_owner and os.geteuid() != 0:
+            raise RpcError(errno.EPERM, "cannot submit: this instance is an ordinary user's, and runs only his jobs")
         if ask.urgency > USER_MAX_URGENCY and not request.is_owner:
             raise RpcError(errno.EPERM, f"cannot submit: urgency {ask.urgency} is for the instance owner")
 

@@ -15,6 +15,10 @@ QUARANTINE: Final = "job-index.quarantine"
 """One key for each job whose record cannot be read; its value says why."""
 
 
+RESERVED: Final = frozenset({"job", "job-index", "job-submit", "job-manager"})
+"""Top-level keys that only the instance itself may write: what is lost there are jobs."""
+
+
 def index_name(jobid: JobId) -> str:
     """A job's name in the indexes: of fixed width, so that it sorts as the jobid does."""
     return f"{jobid:016x}"

@@ -7,20 +7,19 @@ that nothing illegal is ever logged. Commits end in the order in which they were
 
 from __future__ import annotations
 
-import logging
+import errno
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from fluxres.base.errors import FluxresError
 from fluxres.base.eventlog import Event, encode
 from fluxres.base.failpoint import hit
 from fluxres.base.jobid import JobId, f58
 from fluxres.job.keys import active_key, eventlog_key
-from fluxres.job.state import Action, apply
+from fluxres.job.state import Action, apply, next_action
 from fluxres.job.value import Job, JobState
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Append, CommitResult, Op, Unlink
-
-log = logging.getLogger("fluxres.job-manager")
 
 FAILPOINT_OF: Final = {
     "alloc": "alloc",
@@ -43,7 +42,7 @@ class Entry:
         self.under_way = 0
         """Commits of the job's events that are not durable yet."""
         self.doing = Action.NONE
-        """The action that is under way for `durable`; cleared when an event changes what is owed."""
+        """The action that is under way for `durable`; cleared by the event after which it is not owed (any more)."""
 
 
 class Ledger:
@@ -102,13 +101,15 @@ class Ledger:
         self, entry: Entry, events: Sequence[Event], then: Callable[[], None] | None, result: CommitResult
     ) -> None:
         if result.error is not None:
-            # Held commits fail only when the store closes, and then this incarnation is over.
-            log.debug("job %s: %s", f58(entry.durable.id), result.error.text)
+            if result.error.errnum != errno.ECANCELED:  # not because the store is closed, with this incarnation
+                raise FluxresError(f"cannot log to job {f58(entry.durable.id)}: {result.error.text}")
             return
         _hit(events, "after")
         entry.under_way -= 1
         for event in events:
             entry.durable = apply(entry.durable, event)
+            if next_action(entry.durable) is not entry.doing:
+                entry.doing = Action.NONE
         if entry.durable.state is JobState.INACTIVE:
             self._entries.pop(JobId(entry.durable.id), None)
         if then is not None:

@@ -112,7 +112,7 @@ class Manager:
                 self.records.remember_resources(jobid, self.records.resources(jobid))
                 self._claim(jobid, self.records.resources(jobid))
         for entry in entries:
-            self.ledger.post(entry, *self._restart_events(entry.durable))
+            self._log(entry, self._restart_events(entry.durable))
 
     def _claim(self, jobid: JobId, resources: ResourceSet) -> None:
         try:
@@ -141,6 +141,8 @@ class Manager:
                 return self.ledger.event("depend")
             case Action.LOG_PRIORITY:
                 return self.ledger.event("priority", priority=priority_for(job.urgency))
+            case Action.FREE:
+                return self.ledger.event("free")
             case Action.LOG_CLEAN:
                 return self.ledger.event("clean")
         return None
@@ -174,16 +176,14 @@ class Manager:
             return
         entry.doing = action
         match action:
-            case Action.LOG_VALIDATE | Action.LOG_DEPEND | Action.LOG_PRIORITY | Action.LOG_CLEAN:
-                self.ledger.post(entry, *self.owed_events(job))
+            case Action.LOG_VALIDATE | Action.LOG_DEPEND | Action.LOG_PRIORITY | Action.FREE | Action.LOG_CLEAN:
+                self._log(entry, self.owed_events(job))
             case Action.REQUEST_ALLOC:
                 self._request(entry)
             case Action.START:
                 self._execute(jobid, reattach=job.restarts > 0)
             case Action.KILL:
                 self._tell_exec("job-exec.end", jobid)
-            case Action.FREE:
-                self._free(entry)
 
     def _request(self, entry: Entry) -> None:
         job = entry.durable
@@ -218,16 +218,15 @@ class Manager:
         )
         self.ledger.post(entry, self.ledger.event("alloc"), ops=ops)
 
-    def _free(self, entry: Entry) -> None:
-        """Log `free`, and give the resources to others: their `alloc` is committed after it, or with it."""
-        job = entry.durable
-        free = self.ledger.event("free")
-        allocation = self.records.resources(JobId(job.id)).allocation()
-        self.ledger.post(entry, free, *self.owed_events(apply(job, free)))
-        if JobId(job.id) in self._unclaimed:
-            self._unclaimed.discard(JobId(job.id))
-        else:
-            self.scheduler.free(allocation)
+    def _log(self, entry: Entry, events: Sequence[Event]) -> None:
+        """Log `events`. With `free` the resources go to others, whose `alloc` is committed after it, or with it."""
+        self.ledger.post(entry, *events)
+        if any(event.name == "free" for event in events):
+            jobid = JobId(entry.posted.id)
+            if jobid in self._unclaimed:
+                self._unclaimed.discard(jobid)
+            else:
+                self.scheduler.free(self.records.resources(jobid).allocation())
 
     def _forget(self, job: Job) -> None:
         """`clean` is durable: the shells' directories may go."""
@@ -289,7 +288,7 @@ class Manager:
                 events.append(event)
                 job = apply(job, event)
         if events:
-            self.ledger.post(entry, *events)
+            self._log(entry, events + self.owed_events(job))
 
     def _event_of(self, job: Job, response: WireMap) -> Event | None:
         match response:

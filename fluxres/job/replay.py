@@ -14,6 +14,7 @@ import trio
 
 from fluxres.base.errors import FluxresError
 from fluxres.base.jobid import JobId, f58
+from fluxres.exec.progress import decode, progress_key
 from fluxres.job import keys
 from fluxres.job.records import JobRecords
 from fluxres.job.resources import ResourceSet
@@ -84,7 +85,11 @@ def _read(records: JobRecords, jobid: JobId) -> tuple[Job, Request]:
     job = records.job(jobid)
     request = records.jobspec(jobid).request()
     if job.allocated:
-        records.resources(jobid)
+        ranks = records.resources(jobid).ranks()
+        if job.needs_exec:
+            records.start_request(job, reattach=True)
+            for rank in ranks:
+                decode(records.read(progress_key(jobid, rank), f"progress record of {f58(jobid)} on rank {rank}"))
     return job, request
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, TypeAlias
 
-from fluxres.base.errors import FluxresError, RpcError
+from fluxres.base.errors import FluxresError, Refusal, RpcError
 
 PRIMARY: Final = "primary"
 """The namespace that every instance has; it cannot be removed."""
@@ -149,5 +149,5 @@ class StoreFailed(FluxresError):
     """Nobody can tell whether a transaction is in the store: open it anew to find out."""
 
 
-class StoreRefused(FluxresError):
+class StoreRefused(Refusal):
     """The store cannot be used as it is; the text says why and what to do."""

@@ -17,12 +17,14 @@ and a key whose links lead out of them is EPERM. Namespaces are made and removed
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 from typing import Annotated, Final
 
 import msgspec
 
 from fluxres.base.errors import RpcError
 from fluxres.kvs import treeobj
+from fluxres.kvs.keys import normalise, shown
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.lookup import Lookup, Lookups
 from fluxres.kvs.ops import PRIMARY, CommitResult, CreateNamespace, RemoveNamespace
@@ -65,9 +67,10 @@ class _List(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KvsService:
-    """Serves `kvs.*` and `kvs-watch.*`."""
+    """Serves `kvs.*` and `kvs-watch.*`. Nobody may write below the `reserved` keys of the primary namespace."""
 
-    def __init__(self, *, router: Router, kvs: Kvs) -> None:
+    def __init__(self, *, router: Router, kvs: Kvs, reserved: Collection[str] = ()) -> None:
+        self._reserved = frozenset(reserved)
         self._kvs = kvs
         self._lookups = Lookups(kvs)
         self.service = Service("kvs", router)
@@ -89,6 +92,7 @@ class KvsService:
     def _commit(self, request: Request) -> None:
         ask = request.parse(_Commit)
         info = self._lookups.authorize(request, ask.namespace)
+        self._check_reserved(ask)
         ops = [
             op
             for each in ask.ops
@@ -104,6 +108,12 @@ class KvsService:
                 request.respond(_root(ask.namespace, result.versions.get(ask.namespace, info.version)))
 
         self._kvs.submit(ops, done)
+
+    def _check_reserved(self, ask: _Commit) -> None:
+        for each in ask.ops if ask.namespace == PRIMARY else []:
+            key = normalise(each.key)
+            if (not key and self._reserved) or key.partition(".")[0] in self._reserved:
+                raise RpcError(errno.EPERM, f"cannot write {shown(key)}: it is where the instance keeps its jobs")
 
     def _getroot(self, request: Request) -> WireMap:
         info = self._lookups.authorize(request, request.parse(_Namespace).namespace)

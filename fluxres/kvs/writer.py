@@ -9,7 +9,8 @@ cannot starve it (with all of it in a thread, each statement would wait for the 
 How a transaction can end:
 
 - its COMMIT returns: all of it is durable, and answered;
-- a statement fails: SQLite undoes the commit at hand or the whole transaction, which is a definite failure;
+- a statement fails: SQLite undoes the commit at hand or the whole transaction, which is a definite failure, but of a
+  commit of the instance itself (`hold`) StoreFailed: whoever posted it has nothing else to do than to begin again;
 - no room on the disk, in a statement or in COMMIT: nothing of it is in the store. The log is moved to the
   file, which makes its room free, and the commits are tried again one at a time. What still finds no room
   is answered ENOSPC, but a commit of the instance itself (`hold`) stays at the head of the queue, in order,
@@ -203,7 +204,7 @@ class Writer:
             if is_full(error):
                 raise _NoRoom from error
             for pending in group:
-                pending.result = _broken(error)
+                pending.result = _broken(pending, error)
             return
         await self._commit()
         for pending, result in zip(group, results, strict=True):
@@ -222,7 +223,7 @@ class Writer:
         except sqlite3.Error as error:
             if is_full(error) or not self._store.in_transaction:
                 raise
-            return _broken(error)
+            return _broken(pending, error)
 
     async def _commit(self) -> None:
         try:
@@ -249,7 +250,11 @@ class Writer:
             raise StoreFailed(f"cannot undo a transaction that failed ({cause}): {error}") from error
 
 
-def _broken(error: sqlite3.Error) -> CommitResult:
+def _broken(pending: Pending, error: sqlite3.Error) -> CommitResult:
+    """Nothing of the commit is in the store. The instance cannot go on without its own. Raises StoreFailed."""
+    if pending.hold:
+        why = f"cannot commit the instance's own records: {error}"
+        raise StoreFailed(f"{why}; the store has to be opened anew") from error
     busy = primary_code(error) == sqlite3.SQLITE_BUSY
     return _failure(errno.EBUSY if busy else errno.EIO, f"cannot commit: {error}")
 

@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 MAX_OPEN: Final = 20_000
 """Requests that one service may have unanswered; the next one gets EAGAIN."""
+MAX_SILENT: Final = 1000
+"""Tasks that one service may run for requests that want no response; the next such request is dropped."""
 MAX_PAYLOAD: Final = MAX_FRAME - 64 * 1024
 """Bytes of a response's payload: a frame also holds its header, route included."""
 
@@ -151,6 +153,8 @@ class Service:
         self._deferred: dict[str, Deferred] = {}
         self._tasks: dict[str, TaskMethod] = {}
         self._open: dict[Key, Request] = {}
+        self._silent: set[Request] = set()
+        """Requests in a task that want no response."""
         self._nursery: trio.Nursery | None = None
         self.method("ping", lambda request: request.payload)
 
@@ -224,6 +228,9 @@ class Service:
             request = self._open.pop(key)
             request.ended = Ended.DISCONNECTED
             _cancel(request)
+        for request in self._silent:
+            if came_through(request.message.route, route):
+                _cancel(request)
 
     def send(self, request: Request, response: Message) -> None:
         """Send a response to `request` (handlers use the request's own methods)."""
@@ -246,6 +253,11 @@ class Service:
         elif (deferred := self._deferred.get(name)) is not None:
             self._guard(request, lambda: deferred(request))
         elif (task := self._tasks.get(name)) is not None and self._nursery is not None:
+            if not request.message.wants_response:
+                if len(self._silent) >= MAX_SILENT:
+                    log.warning("dropping a %s request: %d that want no response are running", name, MAX_SILENT)
+                    return
+                self._silent.add(request)
             request.scope = trio.CancelScope()  # here, so that a cancel right behind the request finds it
             self._nursery.start_soon(self._run_task, task, request, name=f"{self.name}.{name}")
         else:
@@ -260,6 +272,12 @@ class Service:
             self._broken(request, error)
 
     async def _run_task(self, handler: TaskMethod, request: Request) -> None:
+        try:
+            await self._answer(handler, request)
+        finally:
+            self._silent.discard(request)
+
+    async def _answer(self, handler: TaskMethod, request: Request) -> None:
         if request.ended is not None or request.scope is None:
             return
         with request.scope:

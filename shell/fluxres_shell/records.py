@@ -35,6 +35,9 @@ STREAMS: Final = (STDOUT, STDERR)
 MAX_RECORD: Final = 1024 * 1024
 """Bytes of one encoded record. Larger ones are never written and, when read, are taken for corruption."""
 
+MAX_STATUS: Final = 2**31 - 1
+"""The highest wait status that RFC 21's `finish` takes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventRecord:
@@ -106,6 +109,6 @@ def _decode_fields(seq: int, time: float, kind: str, fields: list[Wire]) -> Reco
             return DataRecord(seq=seq, time=time, stream=stream, task=task, data=data)
         case "eof", [str(stream), int(task)] if stream in STREAMS:
             return EofRecord(seq=seq, time=time, stream=stream, task=task)
-        case "exit", [int(status), dict(info)]:
+        case "exit", [int(status), dict(info)] if 0 <= status <= MAX_STATUS and not isinstance(status, bool):
             return ExitRecord(seq=seq, time=time, status=status, info=info)
     return None

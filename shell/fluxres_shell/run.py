@@ -129,6 +129,7 @@ class _Shell:
             self._tmpdir = tasks.make_tmpdir(spec.tmpdir_base, _tmpdir_name(spec), user)
             loop.tasks = tasks.open_streams(spec, self._tmpdir, user, self._submitted())
             self._make_cgroup()
+            self._bind()
             for task in loop.tasks:
                 task.start(spec, self._tmpdir, user, loop.cgroup.fd if loop.cgroup else None)
         except tasks.StartError as error:
@@ -137,6 +138,12 @@ class _Shell:
             self._start_failed(f"cannot set up the job: {error}", tasks.STATUS_FAILED)
         else:
             loop.apply(Started(taskmap=self._taskmap()))
+
+    def _bind(self) -> None:
+        """Bind this shell, and so its tasks, to the job's CPUs, if the system has them (flux-shell(1) cpu-affinity)."""
+        cpus = os.sched_getaffinity(0).intersection(self._spec.cpus)
+        if len(cpus) == len(self._spec.cpus) > 0:
+            os.sched_setaffinity(0, cpus)
 
     def _start_failed(self, note: str, status: int) -> None:
         loop = self._loop

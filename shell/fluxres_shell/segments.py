@@ -14,6 +14,7 @@ Two readers use it: the shell, sending from its own journal, and a broker that r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zlib
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from fluxres.base.errors import ProtocolError
 from fluxres_shell import records
 
 HEADER: Final = struct.Struct(">II")
@@ -215,7 +217,7 @@ class SegmentReader:
 
 
 def exit_record(dirfd: int) -> records.ExitRecord | None:
-    """The exit record of the journal in `dirfd`, None where it has none. Raises OSError.
+    """The exit record of the journal in `dirfd`, None where it has none that can be read. Raises OSError.
 
     It is the last record of the journal, so only the last segment that holds any is read.
     """
@@ -226,6 +228,8 @@ def exit_record(dirfd: int) -> records.ExitRecord | None:
         finally:
             reader.close()
         if last:
-            record = records.decode(last[0].payload)
-            return record if isinstance(record, records.ExitRecord) else None
+            with contextlib.suppress(ProtocolError):  # whoever takes the records says what is wrong with it
+                record = records.decode(last[0].payload)
+                return record if isinstance(record, records.ExitRecord) else None
+            return None
     return None

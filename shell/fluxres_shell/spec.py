@@ -83,6 +83,8 @@ class ShellSpec:
     namespace: str
     tmpdir_base: str
     cgroup_parent: str | None
+    cpus: tuple[int, ...]
+    """The CPUs that the tasks are bound to; empty for no binding."""
     journal_limit: int
     segment_size: int
     stdio: StdioSpec = field(default_factory=StdioSpec)
@@ -172,6 +174,7 @@ def _build(spec: JsonObject) -> ShellSpec:
         namespace=_get(spec, "namespace", str),
         tmpdir_base=_get(spec, "tmpdir_base", str),
         cgroup_parent=_get(spec, "cgroup_parent", str) if spec.get("cgroup_parent") is not None else None,
+        cpus=tuple(_items(spec, "cpus", int)) if "cpus" in spec else (),
         journal_limit=limit,
         segment_size=_get(spec, "segment_size", int),
         stdio=_stdio(spec),

@@ -18,7 +18,7 @@ def start_online(path: Path) -> float:
     """`fluxres start` of size 1 until it is online, in seconds: its command is `true`, killed nothing."""
     script = Path(sys.executable).with_name("fluxres")
     state = path / "state"
-    begin = [script, "start", "--background", "--statedir", state, "--rundir", path / "run"]
+    begin: list[str | Path] = [script, "start", "--background", "--statedir", state, "--rundir", path / "run"]
     try:
         return seconds(lambda: subprocess.run(begin, check=True, stdout=subprocess.DEVNULL))
     finally:

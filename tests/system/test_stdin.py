@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -12,9 +13,12 @@ import threading
 from functools import partial
 from typing import Final
 
+import pytest
 from kit import PATIENCE, PYTHON, Expect, Instance, check_job, eventually, stopped, wait_status
 
+from fluxres.base.errors import RpcError
 from fluxres.base.jobid import JobId
+from fluxres.exec.progress import guest_namespace
 from fluxres.session import Session
 from fluxres.wire.payload import WireMap
 
@@ -26,6 +30,7 @@ import sys
 while data := sys.stdin.buffer.read1(): sys.stdout.buffer.write(data); sys.stdout.buffer.flush()
 sys.exit(3)
 """
+UNTIL: Final = "while not os.path.exists(sys.argv[1]): time.sleep(0.02)"
 DIGEST: Final = """
 import hashlib, sys, time
 digest, size = hashlib.sha256(), 0
@@ -165,3 +170,46 @@ def test_input_is_taken_once(instance: Instance) -> None:
         assert answer["offset"] in (3, 5, 6)
     instance.wait_inactive(jobid)
     check_job(instance, jobid, Expect(status=wait_status(3), output=b"abcdef", tasks=0))
+
+
+def test_data_that_is_no_base64_is_refused(instance: Instance) -> None:
+    jobid = instance.submit(instance.job(COPY))
+    for data in ("é", "a", "*"):
+        with pytest.raises(RpcError) as refusal:
+            instance.rpc("job-exec.stdin", {"id": int(jobid), "data": data, "encoding": "base64"})
+        assert refusal.value.errnum == errno.EINVAL
+    instance.rpc("job-exec.stdin", {"id": int(jobid), "data": "text", "eof": True})
+    instance.wait_inactive(jobid)
+    check_job(instance, jobid, Expect(status=wait_status(3), output=b"text"))
+
+
+def test_input_that_was_spoilt_in_the_store_harms_nobody(instance: Instance) -> None:
+    """Its owner may write to a job's namespace; the job goes on without more input, and so does the instance."""
+    end = instance.path / "end"
+    jobid = instance.submit(instance.job(UNTIL, str(end)))
+    instance.wait_marked(jobid)
+    instance.fluxres("kvs", "put", "-N", guest_namespace(jobid), "input=nonsense")
+    for _ in range(2):
+        with pytest.raises(RpcError) as refusal:
+            instance.rpc("job-exec.stdin", {"id": int(jobid), "data": "more"})
+        assert refusal.value.errnum == errno.EIO
+        instance.restart()
+        instance.wait_event(jobid, "flux-restart")
+    other = instance.submit(instance.job())
+    instance.wait_inactive(other)
+    end.touch()
+    instance.wait_inactive(jobid)
+    check_job(instance, jobid, Expect())
+
+
+def test_a_job_that_ends_before_it_begins_takes_no_input(instance: Instance) -> None:
+    """Whoever waits for it to begin learns that it will not."""
+    instance.rpc("job-manager.queue-start", {"start": False})
+    jobid = instance.submit(instance.job(COPY))
+    with instance.client() as client:
+        tag = client.open("job-exec.stdin", {"id": int(jobid), "data": "x"}, streaming=False)
+        instance.cancel(jobid)
+        reply = client.receive_for(tag, PATIENCE)
+    assert reply is not None
+    assert reply.error is not None
+    assert reply.error.errnum == errno.ENOENT

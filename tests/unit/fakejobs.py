@@ -82,7 +82,8 @@ class FakeInstance:
 
     def readable(self, watched: socket.socket) -> bool:
         """Wait for a socket; False when the test is over."""
-        ready, _, _ = select.select([watched, self._stop_read], [], [], PATIENCE)
+        sources: list[socket.socket | int] = [watched, self._stop_read]
+        ready, _, _ = select.select(sources, [], [], PATIENCE)
         return watched in ready and self._stop_read not in ready
 
     def _run(self) -> None:

@@ -7,19 +7,18 @@ import fcntl
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clikit import Run
+from fakebroker import Answer, FakeBroker
 
 from fluxres import __version__
 from fluxres.cli.main import main
 from fluxres.cli.uptime import short
 from fluxres.wire.messages import Message
 from fluxres.wire.payload import WireMap
-from tests.unit.fakebroker import Answer, FakeBroker
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from clikit import Run
+from fakebroker import Answer, FakeBroker
 
 from fluxres.base.errors import FluxresError
 from fluxres.cli.kvs_eventlog import parse_context
@@ -17,9 +19,7 @@ from fluxres.cli.kvs_object import APPEND, READDIR, READLINK, TREEOBJ, value, va
 from fluxres.cli.main import main
 from fluxres.wire.messages import Message
 from fluxres.wire.payload import Wire, WireMap
-from tests.unit.fakebroker import Answer, FakeBroker
 
-Run = Callable[..., tuple[int, str, str]]
 Tree = dict[str, "bytes | tuple[str | None, str] | Tree"]
 """A directory: values, links (namespace, target) and directories by name."""
 
@@ -252,7 +252,9 @@ def test_eventlog(run: Run, store: Store) -> None:
 
 
 def test_answers_that_make_no_sense(run: Run, broker: FakeBroker) -> None:
-    for answer in ({}, {"val": 1}, {"val": {"type": "val", "data": "?"}}, {"val": {"type": "val", "data": 1}}):
+    values: list[Wire] = [1, {"type": "val", "data": "?"}, {"type": "val", "data": 1}]
+    answers: list[WireMap] = [{}, *({"val": each} for each in values)]
+    for answer in answers:
         broker.on("kvs.lookup", answer)
         status, _out, err = run("get", "a")
         assert status == 1

@@ -7,15 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from clikit import Run
 
 from fluxres.base.errors import FluxresError, RpcError
 from fluxres.cli.main import COMMANDS, find, main
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture

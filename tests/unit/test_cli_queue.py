@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clikit import Run
+from fakebroker import Answer, FakeBroker
 
 from fluxres.base.errors import ProtocolError
 from fluxres.cli.main import main
 from fluxres.cli.resource_set import parse_resources
 from fluxres.wire.messages import Message
-from fluxres.wire.payload import WireMap
-from tests.unit.fakebroker import Answer, FakeBroker
+from fluxres.wire.payload import Wire, WireMap
 
-Run = Callable[..., tuple[int, str, str]]
 RUNNING, SCHED, ACTIVE = 16 | 32, 8, 2 | 4 | 8 | 16 | 32
 
 
@@ -147,11 +147,11 @@ def test_idle_sees_a_job_that_starts_between_its_questions(run: Run, queue: Queu
 
 def r(*entries: tuple[str, str, str], hosts: str = "") -> WireMap:
     """An R of (ranks, cores, gpus)."""
-    lite = [
+    lite: list[Wire] = [
         {"rank": ranks, "children": {"core": cores, **({"gpu": gpus} if gpus else {})}}
         for ranks, cores, gpus in entries
     ]
-    return {"version": 1, "execution": {"R_lite": [*lite], "nodelist": [hosts] if hosts else []}}
+    return {"version": 1, "execution": {"R_lite": lite, "nodelist": [hosts] if hosts else []}}
 
 
 ALL = r(("0-2", "0-3", "0"), ("3", "0-7", ""), hosts="n[0-3]")

@@ -8,12 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from fluxres.base.errors import FluxresError
 from fluxres.cli.instancedir import InstanceDir, dump, parse_settings, put
+
+if TYPE_CHECKING:
+    from fluxres.cli.instancedir import Toml
 
 STUB = """
 import os, signal, socket, sys
@@ -41,7 +46,12 @@ start.broker_program = lambda: [sys.executable, {stub!r}]
 sys.exit(main())
 """
 PATIENCE = 20.0
-Start = Callable[..., "subprocess.Popen[str]"]
+
+
+class Start(Protocol):
+    """Starts `fluxres start` with stub brokers of this mode."""
+
+    def __call__(self, *argv: str, mode: str = "") -> subprocess.Popen[str]: ...
 
 
 @pytest.fixture
@@ -77,6 +87,10 @@ def starts(directory: Path) -> list[tuple[int, int]]:
     lines = path.read_text().splitlines() if path.exists() else []
     assert all(line.endswith("True") for line in lines), "each leads a session of its own"
     return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
+
+
+def started_more_than(count: int, directory: Path) -> bool:
+    return len(starts(directory)) > count
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -124,7 +138,7 @@ def test_a_broker_that_dies_is_started_again(start: Start, tmp_path: Path) -> No
     process.stdout.readline()
     for count in (2, 3, 4):
         os.kill(starts(tmp_path)[-1][1], signal.SIGKILL)
-        until(lambda count=count: len(starts(tmp_path)) > count)
+        until(partial(started_more_than, count, tmp_path))
     process.terminate()
     status, _out, err = finish(process)
     assert status == 128 + signal.SIGTERM
@@ -254,7 +268,7 @@ def test_settings_that_are_none(setting: str) -> None:
 def test_dump_is_what_tomllib_reads() -> None:
     import tomllib
 
-    tables = {
+    tables: dict[str, Toml] = {
         "bootstrap": {"size": 3},
         "broker": {"statedir": 'a"b\\c\n\x7fé', "temporary": False},
         "a b": {"x": {"y": {"z": [1.5, "q", {"k": True}]}}},
@@ -263,6 +277,6 @@ def test_dump_is_what_tomllib_reads() -> None:
 
 
 def test_a_setting_inside_a_value() -> None:
-    tables = {"a": 1}
+    tables: dict[str, Toml] = {"a": 1}
     with pytest.raises(FluxresError, match=r"cannot set a\.b: a is no table"):
         put(tables, "a.b", 2)

@@ -6,16 +6,16 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from fakebroker import FakeBroker
 
 from fluxres.base.errors import FluxresError, RpcError
 from fluxres.client import CallTimeout, Client, Disconnected, resolve_uri
 from fluxres.wire.framing import frame
 from fluxres.wire.messages import USERID_UNKNOWN
-from tests.unit.fakebroker import FakeBroker
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def test_leaving_a_stream_cancels_it(broker: FakeBroker, client: Client) -> None
     broker.on("attr.get", {"value": "x"})
     stream = client.stream("kvs-watch.lookup", {"key": "a"})
     next(stream)
+    assert isinstance(stream, Generator)
     stream.close()
     client.call("attr.get", {})
     assert [topic for topic, _ in broker.seen] == ["kvs-watch.lookup", "kvs-watch.cancel", "attr.get"]

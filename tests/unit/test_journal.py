@@ -100,6 +100,9 @@ class TestRecords:
             pack([0, 1.0, "eof", "stdout", 0]),
             pack([1, 1.0, "what"]),
             pack([1, 1.0, "eof", "stdfun", 0]),
+            pack([1, 1.0, "exit", -1, {}]),
+            pack([1, 1.0, "exit", 2**31, {}]),
+            pack([1, 1.0, "exit", True, {}]),
             pack({"seq": 1}),
         ],
     )
@@ -250,6 +253,11 @@ class TestExitRecord:
         eof = records.encode(1, 1.0, records.EOF, "stdout", 0)
         data = frame_record(eof) + frame_record(exit_payload(2))
         (tmp_path / segment_name(1)).write_bytes(data[:-1])
+        assert exit_record(dirfd) is None
+
+    def test_one_that_makes_no_sense_is_none(self, tmp_path: Path, dirfd: int) -> None:
+        """Its checksum is right: it was forged, or is of another version."""
+        (tmp_path / segment_name(1)).write_bytes(frame_record(pack([1, 1.0, "exit", "well", {}])))
         assert exit_record(dirfd) is None
 
 

@@ -211,13 +211,14 @@ OPS: st.SearchStrategy[Op] = st.one_of(
 )
 
 
-def errnum_of(call: object, *arguments: object) -> int | object:
+def errnum_of(call: object, *arguments: object) -> object:
     """What a call returns, or the errnum that it raises."""
     assert callable(call)
     try:
-        return call(*arguments)
+        answer: object = call(*arguments)
     except RpcError as error:
         return error.errnum
+    return answer
 
 
 def compare(model: Model, reader: Reader, keys: list[tuple[str, str]]) -> None:

@@ -15,7 +15,7 @@ from fluxres.base.errors import RpcError
 from fluxres.kvs import kvs as kvs_module
 from fluxres.kvs import schema
 from fluxres.kvs.kvs import Kvs
-from fluxres.kvs.ops import PRIMARY, Append, CreateNamespace, Put, RemoveNamespace, Require, StoreFailed
+from fluxres.kvs.ops import PRIMARY, Append, CreateNamespace, Op, Put, RemoveNamespace, Require, StoreFailed
 from fluxres.kvs.store import Store
 
 BIG = 40_000
@@ -208,7 +208,7 @@ async def test_a_statement_that_fails_is_a_definite_failure(
         results = Results(kvs)
         apply = disk.store._apply
 
-        def failing(op: object) -> None:
+        def failing(op: Op) -> None:
             apply(op)
             if isinstance(op, Put) and op.key == "bad":
                 raise failure(sqlite3.SQLITE_IOERR_READ, "disk I/O error")
@@ -232,6 +232,33 @@ async def test_a_store_locked_by_someone_else_is_a_definite_failure(tmp_path: Pa
         other.close()
         await kvs.commit(Put(PRIMARY, "b", b"1"))
         assert [entry.name for entry in kvs.list(PRIMARY, ".")] == ["b"]
+
+
+@pytest.mark.parametrize("locked", [True, False])
+async def test_the_instance_does_not_go_on_without_a_commit_of_its_own(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, locked: bool
+) -> None:
+    """Neither where the store is locked, nor where a statement fails; and nothing of the commit is there later."""
+    async with Kvs.open(tmp_path / "kvs", owner=OWNER) as kvs:
+        results = Results(kvs)
+        other = sqlite3.connect(tmp_path / "kvs", isolation_level=None)
+        if locked:
+            other.execute("BEGIN IMMEDIATE")
+        else:
+            apply = disk.store._apply
+
+            def failing(op: Op) -> None:
+                apply(op)
+                raise failure(sqlite3.SQLITE_IOERR_READ, "disk I/O error")
+
+            monkeypatch.setattr(disk.store, "_apply", failing)
+        results.submit("own", Put(PRIMARY, "a", b"1"), hold=True)
+        with pytest.raises(StoreFailed, match="own records"):
+            await kvs.run()
+        assert results.order == []
+        other.close()
+    async with running_kvs(tmp_path / "kvs") as kvs:
+        assert not kvs.exists(PRIMARY, "a")
 
 
 @pytest.mark.parametrize("threaded", [True, False])

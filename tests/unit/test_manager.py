@@ -33,7 +33,7 @@ from fluxres.rpc.server import Request, Service
 from fluxres.sched.pool import Inventory, Pool
 from fluxres.wire.payload import WireMap
 
-PATIENCE = 6
+PATIENCE = 60
 POLL = 0.002
 
 
@@ -299,6 +299,19 @@ async def test_a_record_that_cannot_be_read_is_quarantined_and_the_rest_load(tmp
         replayed = await replay(later.kvs)
         assert replayed.quarantined == frozenset({bad})
         assert [job.state for job in replayed.jobs] == [JobState.SCHED]
+
+
+@pytest.mark.parametrize("record", ["progress", "nonce"])
+async def test_what_a_running_job_is_found_again_by_is_checked_too(tmp_path: Path, record: str) -> None:
+    """Without it job-exec could not go on with the job, and what runs of it must not be thrown away."""
+    async with life(tmp_path) as now:
+        jobid = await now.submit()
+        await now.until(lambda: jobid in now.exec.started)
+        key = progress_key(jobid, 0) if record == "progress" else keys.nonce_key(jobid)
+        await now.kvs.commit(Put(PRIMARY, key, b"\xff"))
+    async with life(tmp_path) as later:
+        assert jobid not in later.manager.ledger
+        assert later.kvs.get(PRIMARY, keys.quarantine_key(jobid)) is not None
 
 
 async def test_what_a_job_in_quarantine_may_hold_is_not_given_to_others(tmp_path: Path) -> None:

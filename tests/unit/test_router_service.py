@@ -515,6 +515,36 @@ async def test_a_stream_wants_a_streaming_request(service: Service, client: Peer
         assert produced == [0, 0]
 
 
+async def test_tasks_that_nobody_waits_for_are_bounded_and_end_with_their_requester(
+    router: Router, service: Service, client: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_SILENT", 3)
+    running_now: list[int] = []
+
+    async def wait(request: Request) -> None:
+        running_now.append(1)
+        try:
+            await trio.sleep_forever()
+        finally:
+            running_now.pop()
+
+    service.task("wait", wait)
+    async with running(service):
+        other = Peer(router, "other")
+        other.send("toy.wait", tag=0)
+        for _ in range(4):
+            client.send("toy.wait", tag=0)
+        await settled()
+        assert len(running_now) == 3
+        router.remove_endpoint(client, "gone")
+        await settled()
+        assert len(running_now) == 1
+        for _ in range(3):
+            other.send("toy.wait", tag=0)
+        await settled()
+        assert len(running_now) == 3
+
+
 async def test_a_streaming_request_ends_whatever_its_handler_is(service: Service, client: Peer) -> None:
     async def task(request: Request) -> WireMap:
         await trio.lowlevel.checkpoint()

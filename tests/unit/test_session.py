@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakebroker import Answer, FakeBroker
 
 from fluxres.base.errors import FluxresError, RpcError
 from fluxres.session import Session
 from fluxres.wire.messages import Message
 from fluxres.wire.payload import WireMap
-from tests.unit.fakebroker import Answer, FakeBroker
 
 WATCH = "job-info.eventlog-watch"
 LINES = [f"event {n}" for n in range(6)]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fluxres.base.errors import ProtocolError
 from fluxres.base.eventlog import Event, decode
-from fluxres.exec.translate import Batch, output_header, translate
+from fluxres.exec.progress import Problem, Progress
+from fluxres.exec.translate import Batch, output_header, problems_of, translate
 from fluxres_shell import records
 from fluxres_shell.records import DATA, EOF, EVENT, EXIT, STDERR, STDOUT
 
@@ -116,3 +117,32 @@ def test_the_header_of_an_output() -> None:
     assert (event.timestamp, event.name) == (3.0, "header")
     assert event.context["version"] == 1
     assert event.context["count"] == {"stdout": 2, "stderr": 2}
+
+
+TIMEOUT = Problem(type="timeout", severity=0, note="resource allocation expired")
+
+
+def ended(**info: object) -> bytes:
+    return records.encode(2, 2.0, EXIT, 0, info)  # type: ignore[arg-type]
+
+
+def raised(severity: int) -> dict[str, object]:
+    return {"type": "exec", "severity": severity, "note": "n"}
+
+
+@pytest.mark.parametrize(
+    ("last", "known", "expected"),
+    [
+        (ended(), (), (TIMEOUT,)),
+        (ended(exception={"type": "timeout", "severity": 0, "note": TIMEOUT.note}), (), (TIMEOUT,)),
+        (ended(exception=raised(1)), (TIMEOUT,), (Problem(type="exec", severity=1, note="n"),)),
+        (ended(exception=raised(99)), (TIMEOUT,), (Problem(type="exec", severity=7, note="n"),)),
+        (ended(exception=raised(-1)), (TIMEOUT,), (Problem(type="exec", severity=0, note="n"),)),
+        (ended(exception="why"), (TIMEOUT,), ()),
+    ],
+)
+def test_each_problem_is_told_once_and_can_be_logged(
+    last: bytes, known: tuple[Problem, ...], expected: tuple[Problem, ...]
+) -> None:
+    batch = translate([records.encode(1, 1.0, EVENT, "shell.timeout", {}), last], cursor=0)
+    assert problems_of(batch, Progress(statedir="S", problems=known)) == expected
