@@ -206,9 +206,7 @@ class Connector:
             dirfd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 if _somebody_listens(f"/proc/self/fd/{dirfd}/{name}"):
-                    raise Refusal(
-                        f"cannot listen on {self._path}: another broker does; give this one its own rundir"
-                    )
+                    raise Refusal(f"cannot listen on {self._path}: another broker does; give this one its own rundir")
                 new = f".{name}.new"
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(new, dir_fd=dirfd)

@@ -5,7 +5,8 @@
     <rundir>/broker-<rank>.log, <rundir>/start.log
     <statedir>/<rank>/       what a broker must not lose
     <rundir>/start.lock, <statedir>/start.lock
-                             locked by the `fluxres start` that supervises the instance, whose pid they hold
+                             locked by the `fluxres start` that supervises the instance; they hold its pid, and
+                             `remove` where the rundir goes with the instance
 
 The rundir of a durable instance follows from its statedir, so that the URI that running jobs and waiting
 commands know stays right when the instance is started again. Both directories are the user's own, mode 0700.
@@ -13,6 +14,7 @@ commands know stays right when the instance is started again. Both directories a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -23,6 +25,7 @@ from fluxres.base.errors import FluxresError
 from fluxres.cli.common import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import TypeAlias
 
     Toml: TypeAlias = "bool | int | float | str | list[Toml] | dict[str, Toml]"
@@ -32,6 +35,12 @@ START_LOG: Final = "start.log"
 LOCK: Final = "start.lock"
 OURS: Final = ("bootstrap.size", "bootstrap.fanout", "broker.statedir", "broker.rundir", "broker.temporary")
 """Keys that options of `fluxres start` set."""
+REMOVE: Final = b"remove"
+"""The word in a lock that says that the rundir is the instance's own and temporary."""
+LOCK_BYTES: Final = 64
+"""More than a lock holds."""
+LOCK_TRIES: Final = 10
+"""How often a lock is taken anew that a `fluxres start` which gave up has removed meanwhile."""
 PROBE_TIMEOUT: Final = 1.0
 """Seconds that a broker may take to answer when we look whether one is still there."""
 
@@ -45,17 +54,26 @@ class InstanceDir:
         Raises FluxresError where a directory cannot be made or is not the user's own.
         """
         self.temporary = statedir is None
+        self.locks: list[int] = []
+        self._made_directories: list[str] = []
+        self._made_files: list[str] = []
         if rundir is not None:
             self.rundir = os.path.abspath(rundir)
         elif statedir is not None:
             self.rundir = _durable_rundir(os.path.abspath(statedir))
         else:
             self.rundir = f"{os.environ.get('TMPDIR') or '/tmp'}/fluxres-{os.getuid()}-{os.urandom(5).hex()}"
-        self._made_rundir = _own(self.rundir)
         self.statedir = f"{self.rundir}/state" if statedir is None else os.path.abspath(statedir)
-        _own(self.statedir)
-        self.locks = [self._take_lock(directory) for directory in (self.statedir, self.rundir)]
-        self._refuse_orphans()
+        try:
+            for directory in (self.rundir, self.statedir):
+                self._made_directories += _own(directory)
+            for directory in (self.statedir, self.rundir):
+                self.locks.append(self._take_lock(directory))
+            self._refuse_orphans()
+        except BaseException:
+            self.abandon()
+            raise
+        self._made_rundir = self.rundir in self._made_directories
 
     @property
     def uri(self) -> str:
@@ -89,18 +107,37 @@ class InstanceDir:
             if ours is not None:
                 put(tables, key, ours)
         temporary = f"{self.config}.{os.getpid()}"
+        self._made_files.append(temporary)
         try:
             with open(temporary, "w", encoding="utf-8") as file:
                 file.write(dump(tables))
             os.replace(temporary, self.config)
         except UnicodeEncodeError as error:
             raise FluxresError(f"cannot write {self.config}: {error.object!r} is not UTF-8") from error
+        except OSError as error:
+            raise FluxresError(f"cannot write {self.config}: {error.strerror}") from error
 
     def sign_locks(self) -> None:
         """Write our pid into the locks, for `fluxres shutdown`: this process is the one that supervises."""
+        text = b"%d\n" % os.getpid() + (REMOVE + b"\n" if self.temporary and self._made_rundir else b"")
         for lock in self.locks:
             os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            try:
+                os.pwrite(lock, text, 0)
+            except OSError as error:
+                raise FluxresError(f"cannot write {LOCK}: {error.strerror}") from error
+
+    def abandon(self) -> None:
+        """Remove what we have made, before any broker was started; what was there before stays as it was."""
+        for path in self._made_files:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        for lock in self.locks:
+            os.close(lock)
+        self.locks.clear()
+        for path in reversed(self._made_directories):
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                os.rmdir(path)
 
     def remove(self) -> None:
         """Remove what a temporary instance leaves; of a directory that was there before, only ours."""
@@ -117,27 +154,57 @@ class InstanceDir:
     def _take_lock(self, directory: str) -> int:
         """Lock a directory for this process and its forks. Raises FluxresError where it is locked."""
         path = f"{directory}/{LOCK}"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FluxresError(
-                f"cannot start: {directory} is in use by another fluxres start (FLUXRES_URI={self.uri})"
-            ) from error
-        return lock
+        for _ in range(LOCK_TRIES):
+            new = not os.path.exists(path)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if not _lock(lock):
+                os.close(lock)
+                break
+            if _is_at(lock, path):
+                self._made_files += [path] if new else []
+                return lock
+            os.close(lock)  # its last holder has removed it
+        raise FluxresError(f"cannot start: {directory} is in use by another fluxres start (FLUXRES_URI={self.uri})")
 
     def _refuse_orphans(self) -> None:
         """Raise FluxresError where brokers have outlived their `fluxres start`."""
-        for name in os.listdir(self.rundir):
-            if name.startswith("local-") and _answers(f"{self.rundir}/{name}"):
-                from shlex import quote
+        for uri in _answering(self.rundir):
+            from shlex import quote
 
-                uri = f"local://{self.rundir}/{name}"
-                jobs = "" if self.temporary else "; its jobs run on"
-                raise FluxresError(
-                    f"cannot start: a broker of {self.statedir} still runs, but its fluxres start is gone "
-                    f"(end it first, by fluxres --uri {quote(uri)} shutdown{jobs})"
-                )
+            jobs = "" if self.temporary else "; its jobs run on"
+            raise FluxresError(
+                f"cannot start: a broker of {self.statedir} still runs, but its fluxres start is gone "
+                f"(end it first, by fluxres --uri {quote(uri)} shutdown{jobs})"
+            )
+
+
+def remove_left(rundir: str, lock: int) -> None:
+    """Remove the rundir of a temporary instance that has ended, where its `fluxres start` was killed before it could.
+
+    `lock` is the rundir's lock, open; nothing is done where it is held, or is not (any more) that of such an instance.
+    """
+    ours = os.fstat(lock).st_uid == os.getuid() and REMOVE in os.pread(lock, LOCK_BYTES, 0).split()
+    if ours and _lock(lock) and _is_at(lock, f"{rundir}/{LOCK}") and not any(_answering(rundir)):
+        import shutil
+
+        shutil.rmtree(rundir, ignore_errors=True)
+
+
+def _lock(lock: int) -> bool:
+    """Lock an open file; False where somebody else has."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether `path` is the file that is open as `descriptor`."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _durable_rundir(statedir: str) -> str:
@@ -147,11 +214,16 @@ def _durable_rundir(statedir: str) -> str:
     return f"{base}/fluxres-{os.getuid()}-{blake2s(os.fsencode(statedir), digest_size=6).hexdigest()}"
 
 
-def _own(path: str) -> bool:
-    """Make a directory that is ours alone; returns whether it is new.
+def _own(path: str) -> list[str]:
+    """Make a directory that is ours alone; returns which were made for that, the outermost first.
 
     Raises FluxresError where it cannot be made or is not ours alone.
     """
+    missing: list[str] = []
+    outer = path
+    while not os.path.lexists(outer):
+        missing.insert(0, outer)
+        outer = os.path.dirname(outer)
     try:
         os.makedirs(path, mode=0o700)
     except FileExistsError:
@@ -159,7 +231,7 @@ def _own(path: str) -> bool:
     except OSError as error:
         raise FluxresError(f"cannot make directory {path}: {error.strerror}") from error
     else:
-        return True
+        return missing
     found = os.stat(path)
     if not stat.S_ISDIR(found.st_mode):
         raise FluxresError(f"cannot use {path}: {os.strerror(errno.ENOTDIR)}")
@@ -167,18 +239,19 @@ def _own(path: str) -> bool:
         raise FluxresError(f"cannot use directory {path}: it belongs to user {found.st_uid}")
     if found.st_mode & 0o022:
         raise FluxresError(f"cannot use directory {path}: others can write to it (chmod 700 would do)")
-    return False
+    return []
 
 
-def _answers(path: str) -> bool:
-    """Whether a broker answers at a socket that is there."""
+def _answering(rundir: str) -> Iterator[str]:
+    """The URIs at which brokers of a rundir answer."""
     from fluxres.client import Client
 
-    try:
-        Client.connect(f"local://{path}", PROBE_TIMEOUT, restart_gap=0).close()
-    except FluxresError:
-        return False
-    return True
+    for name in os.listdir(rundir):
+        uri = f"local://{rundir}/{name}"
+        if name.startswith("local-"):
+            with contextlib.suppress(FluxresError):
+                Client.connect(uri, PROBE_TIMEOUT, restart_gap=0).close()
+                yield uri
 
 
 # --- settings and TOML

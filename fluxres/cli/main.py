@@ -9,6 +9,7 @@ FLUXRES_DEBUG.
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
 
 NO_URI: Final = "--uri needs a URI"
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors that, where they name no file, are those of writing to stdout, buffered or not."""
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 """What a byte of an argument that is not UTF-8 has become."""
 
@@ -76,8 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         return _report(name, str(error))
     except OSError as error:
         unwritten = _flush()
-        ours = unwritten is not None and error.filename is None and error.errno == unwritten.errno
-        return _report(name, f"cannot write output: {error.strerror}" if ours else _words(name, error))
+        ours = error.errno in _NO_ROOM or (unwritten is not None and error.errno == unwritten.errno)
+        if ours and error.filename is None:
+            return _report(name, f"cannot write output: {error.strerror}")
+        return _report(name, _words(name, error))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
     except UnicodeEncodeError as error:

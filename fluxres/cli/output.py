@@ -51,12 +51,8 @@ class Output:
         if event.name == "redirect":
             path = context.get("path")
             where = f" to {path}" if path else ""
-            return [
-                (
-                    STDERR,
-                    printable(f"{context.get('rank')}: {context.get('stream')} redirected{where}").encode() + b"\n",
-                )
-            ]
+            said = printable(f"{context.get('rank')}: {context.get('stream')} redirected{where}")
+            return [(STDERR, f"{said}\n".encode())]
         if event.name == "log":
             return [(STDERR, _log_line(event, zero).encode())]
         return []

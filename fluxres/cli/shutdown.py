@@ -3,7 +3,7 @@
 Rank 0 is asked; the connection closing says that the broker that we are connected to has ended. Where the
 instance was made by `fluxres start`, that is told too, by SIGTERM: with --no-restart it does not know of a broker that
 somebody else has restarted. Then its lock is waited for: once that is free, all its processes have ended, and what is
-to be removed has been removed.
+to be removed has been removed; by us, where a temporary instance has lost its `fluxres start`.
 
 The lock's file holds the pid of its holder, which may be stale, and the pid another process's by now. So a signal goes
 through a pidfd, and only after the process behind it has been seen to hold the lock.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from fluxres.base.errors import FluxresError
 from fluxres.base.fsd import format_fsd, parse_fsd
 from fluxres.cli.common import Explain, argument, parser
-from fluxres.cli.instancedir import LOCK
+from fluxres.cli.instancedir import LOCK, LOCK_BYTES, remove_left
 from fluxres.client import CallTimeout, Client, Disconnected, socket_path, wait_ended
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 POLL_EVERY: Final = 0.02
 """Seconds between looks at the lock."""
 NO_LOCK: Final = -1
-PID_MAX_DIGITS: Final = 10
 
 
 def main(argv: list[str]) -> int:
@@ -56,6 +55,7 @@ def main(argv: list[str]) -> int:
         if time.monotonic() >= deadline:
             _give_up(args.timeout)
         time.sleep(POLL_EVERY)
+    remove_left(os.path.dirname(socket_path(client.uri)), lock)
     return 0
 
 
@@ -97,15 +97,15 @@ def _open_lock(uri: str) -> int:
 
 def _tell_supervisor(lock: int) -> None:
     """Tell the holder of the lock, where there is one, that its instance has ended."""
-    text = os.pread(lock, PID_MAX_DIGITS + 1, 0).strip()
-    if not text.isdigit() or not int(text):
+    pid, *_rest = [*os.pread(lock, LOCK_BYTES, 0).split(), b""]
+    if not pid.isdigit() or not int(pid):
         return  # nobody has signed it
     try:
-        pidfd = os.pidfd_open(int(text))
+        pidfd = os.pidfd_open(int(pid))
     except ProcessLookupError:
         return  # it was killed, and its brokers lived on
     try:
-        if _holds(int(text), lock) and not wait_ended(pidfd, 0):  # alive even now: what we looked at was this one
+        if _holds(int(pid), lock) and not wait_ended(pidfd, 0):  # alive even now: what we looked at was this one
             with contextlib.suppress(ProcessLookupError):  # then it has ended by itself
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
     finally:

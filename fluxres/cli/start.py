@@ -54,9 +54,8 @@ def main(argv: list[str]) -> int:
     where = InstanceDir(args.statedir, args.rundir)
     try:
         where.write_config(args.size, args.fanout, settings)
-    except FluxresError:
-        if where.temporary:
-            where.remove()
+    except BaseException:
+        where.abandon()
         raise
 
     def supervise(announce: Callable[[], None]) -> int:

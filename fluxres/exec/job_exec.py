@@ -186,7 +186,10 @@ class JobExec:
 
     async def _log(self, jobid: JobId, name: str) -> None:
         line = encode(Event(self._now(), name))
-        await self._kvs.commit(Append(guest_namespace(jobid), EXEC_EVENTLOG_KEY, line.encode()), hold=True)
+        try:
+            await self._kvs.commit(Append(guest_namespace(jobid), EXEC_EVENTLOG_KEY, line.encode()), hold=True)
+        except RpcError as error:  # its owner has spoilt it; `JobRun` deals with that
+            log.error("job %s: cannot log %s: %s", f58(jobid), name, error.text)
 
     def _run(self, jobid: int) -> JobRun:
         run = self._runs.get(JobId(jobid))

@@ -266,11 +266,21 @@ class JobRun:
             await self._advance(rank, progress.moved(RankState.VOID, cursor=0, problems=given_up), [])
 
     async def _advance(self, rank: int, progress: Progress, ops: list[Op]) -> None:
-        """Commit `progress` with `ops`; then, and only then, acknowledge and say what follows."""
-        ops.append(Put(PRIMARY, progress_key(self._plan.jobid, rank), progress.encode()))
+        """Commit `progress` with `ops`; then, and only then, acknowledge and say what follows.
+
+        `ops` are of the guest namespace, which the job's owner may spoil: then the job ends, with that as its reason.
+        """
+        key = progress_key(self._plan.jobid, rank)
         if progress.ended and self._execution.missing() == [rank]:
             ops.append(Append(self._guest, EXEC_EVENTLOG_KEY, self._last_words(rank, progress)))
-        await self._kvs.commit(*ops, hold=True)
+        try:
+            await self._kvs.commit(Put(PRIMARY, key, progress.encode()), *ops, hold=True)
+        except RpcError as error:
+            if not ops or error.errnum == errno.ECANCELED:  # the store is closed
+                raise
+            note = f"cannot store what rank {rank} says: {error.text}"
+            progress = progress.with_problem(Problem(type="exec", severity=0, note=note))
+            await self._kvs.commit(Put(PRIMARY, key, progress.encode()), hold=True)
         due = self._execution.advanced(rank, progress)
         if not progress.ended:  # the exit record is acknowledged with the release
             hit("ack.before")

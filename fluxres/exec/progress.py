@@ -67,6 +67,10 @@ class Progress:
             raise IllegalTransition("rank progress", f"{self.state.value}@{self.cursor}", f"{state.value}@{cursor}", [])
         return replace(self, state=state, cursor=cursor, status=status, problems=self.problems + problems)
 
+    def with_problem(self, problem: Problem) -> Progress:
+        """The record with one more problem, unless it has it already."""
+        return self if problem in self.problems else replace(self, problems=(*self.problems, problem))
+
     @property
     def ended(self) -> bool:
         """Whether nothing more can come from this rank."""

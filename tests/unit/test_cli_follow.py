@@ -153,6 +153,22 @@ def test_a_job_that_never_ran() -> None:
     assert follow.exit_code == 1
 
 
+def test_notes_do_not_drive_the_terminal() -> None:
+    follow = Follow(1, FollowOptions(show_events=True))
+    fatal = event("exception", type="\33[1m", severity=0, note="a\nb\7")
+    effects = play(follow, *log(event("submit"), fatal, event("memo", text="\33"), event("clean")))
+    said = [effect.data for effect in effects if isinstance(effect, Write)]
+    assert len(said) == 5, "submit, the exception, memo, clean, and how it ended"
+    assert all(data.decode().removesuffix("\n").isprintable() for data in said)
+    outcome = Outcome()
+    outcome.take(event("exception", type="\33[1m", severity=0, note="a\nb"))
+    assert outcome.words() == "fatal exception type=?[1m a?b"
+    assert Output().take(event("redirect", stream="stdout", rank="0", path="/\33"), 0.0) == [
+        (2, b"0: stdout redirected to /?\n")
+    ]
+    assert Output().take(event("data", stream="stdout", rank="0", data="\33[1m\7"), 0.0) == [(1, b"\33[1m\7")]
+
+
 def test_a_fatal_exception_spoils_a_good_status() -> None:
     follow = Follow(1, FollowOptions())
     play(

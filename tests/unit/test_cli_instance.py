@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,11 +117,20 @@ def test_health(run: Run, broker: FakeBroker) -> None:
     )
     assert run("health") == (0, text, "")
     assert run("health", "-r", "0", "--tasks") == (0, text + "\nmain\n  child\n", "")
-    assert run("health", "--all", "--timeout", "0.1s") == (
-        1,
-        text + "\nrank 1: rank 1 is lost\n\nrank 2: no answer within 0.1s\n",
-        "",
-    )
+    lost = "fluxres-health: cannot show the health of rank 1: rank 1 is lost\n"
+    late = "fluxres-health: cannot show the health of rank 2: no answer within 0.1s\n"
+    assert run("health", "-r", "1") == (1, "", lost)
+    assert run("health", "--all", "--timeout", "0.1s") == (1, text, lost + late)
+    assert run("health", "--timeout", "inf") == (0, text, "")
+
+
+def test_health_of_a_broker_that_takes_no_connection(run: Run, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "stopped"))
+        listener.listen(1)
+        uri = f"local://{tmp_path}/stopped"
+        why = f"fluxres-health: cannot connect to {uri}: no answer within 0.05s\n"
+        assert run("health", "--uri", uri, "--timeout", "50ms") == (1, "", why)
 
 
 def test_dmesg(run: Run, broker: FakeBroker) -> None:

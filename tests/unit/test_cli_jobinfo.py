@@ -163,8 +163,12 @@ def test_json_of_a_running_job() -> None:
         "t_run": 990.0,
         "dependencies": [],
         "annotations": {},
-        "exception": {"occurred": False},
+        "exception": {},
     }
+
+
+def test_json_says_whether_there_was_an_exception_once_that_is_known() -> None:
+    assert info(inactive(1, exception_occurred=False)).as_json()["exception"] == {"occurred": False}
 
 
 def test_json_of_a_job_with_an_exception() -> None:

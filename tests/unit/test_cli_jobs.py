@@ -119,7 +119,7 @@ def test_single_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with FakeInstance(tmp_path) as broker:
         listing(broker)
         base = ["--uri", broker.uri]
-        assert jobs.main([*base, "-no", "{id.dec}", "f4", "f5", "f3"]) == 1
+        assert jobs.main([*base, "-no", "{id.dec}", "f4", "f5", "f3", "f4", "f5"]) == 1
         out, err = capsys.readouterr()
         assert out == "3\n2\n"
         assert err == "fluxres-jobs: cannot find ƒ5: no such job\n"
@@ -179,10 +179,13 @@ def test_wait_and_status(cut: int | None, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_wait_for_all_of_ones_own(tmp_path: Path) -> None:
+    """Those that are active when it begins: what had failed before does not count."""
     with FakeInstance(tmp_path) as broker:
         listing(broker)
         broker.jobs = {3: ended_job(), 2: ended_job()}
         assert job.main(["wait", "--uri", broker.uri, "--all"]) == 0
+        asked = broker.payloads("job-list.list")[-1]
+        assert asked["constraint"] == {"and": [{"userid": [os.getuid()]}, {"states": [62]}]}
         broker.jobs[2] = cancelled_job()
         assert job.main(["wait", "--uri", broker.uri, "--all"]) == 1
 
@@ -237,6 +240,8 @@ def test_wait_event(cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert capsys.readouterr().out == ""
         with pytest.raises(FluxresError, match="never came"):
             job.main([*base, "f2", "nosuch"])
+        with pytest.raises(FluxresError, match=r"^cannot wait for event 'start' of ƒ9: no such job$"):
+            job.main([*base, "f9", "start"])
 
 
 def test_wait_event_gives_up(tmp_path: Path) -> None:

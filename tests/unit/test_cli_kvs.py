@@ -150,7 +150,9 @@ def test_errors(run: Run, store: Store) -> None:
     assert run("get", "x") == (1, "", "fluxres-kvs: cannot get x: No such file or directory\n")
     assert run("get", "a") == (1, "", "fluxres-kvs: cannot get a: Is a directory\n")
     assert run("dir", "a.b") == (1, "", "fluxres-kvs: cannot get a.b: Not a directory\n")
-    assert run("put", "novalue") == (1, "", "fluxres-kvs: cannot put 'novalue': it must be KEY=VALUE\n")
+    status, _out, err = run("put", "novalue")
+    assert status == 2
+    assert "cannot put 'novalue': it must be KEY=VALUE (see fluxres-kvs put --help)\n" in err
     assert run("readlink", "a.b") == (1, "", "fluxres-kvs: cannot get a.b: Invalid argument\n")
 
 
@@ -212,7 +214,7 @@ def test_watch(run: Run, broker: FakeBroker, store: Store) -> None:
     store.watched.append((errno.ENOTSUP, "namespace removed"))
     assert run("watch", "-uW", "a") == (1, "1\n2\n3\n", "fluxres-kvs: cannot watch a: namespace removed\n")
     assert [p["flags"] for topic, p in broker.seen if topic == "kvs-watch.lookup"] == [4, 4, 4 | 8 | 128]
-    assert run("watch", "a", "b")[0] == 1
+    assert run("watch", "a", "b")[0] == 2
 
 
 def test_namespaces(run: Run, broker: FakeBroker) -> None:

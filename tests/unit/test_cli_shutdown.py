@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fluxres.cli.instancedir import remove_left
 from fluxres.cli.shutdown import _holds, _tell_supervisor
 from fluxres.client import Client, wait_ended
 
@@ -110,6 +111,35 @@ def test_shutdown_of_brokers_whose_start_was_killed(site: Site) -> None:
     assert wait_ended(broker, 0)
     os.close(broker)
     assert site.fluxres("start", *options, "true") == (0, "", "")
+
+
+def test_shutdown_removes_what_a_killed_start_of_a_temporary_instance_left(site: Site) -> None:
+    start = site.start()
+    start.kill()
+    start.wait(PATIENCE)
+    assert (site.run / "fluxres.toml").exists()
+    assert site.fluxres("shutdown") == (0, "", "")
+    assert not site.run.exists()
+
+
+@pytest.mark.parametrize("word", ["", "remove"])
+def test_what_is_left_is_removed_only_by_whom_its_lock_says_so(tmp_path: Path, word: str) -> None:
+    rundir = tmp_path / "run"
+    rundir.mkdir()
+    (rundir / "start.lock").write_text(f"1\n{word}\n")
+    held, lock = (os.open(rundir / "start.lock", os.O_RDONLY) for _ in range(2))
+    fcntl.flock(held, fcntl.LOCK_EX)
+    remove_left(str(rundir), lock)
+    assert rundir.exists()
+    os.close(held)
+    remove_left(str(rundir), lock)
+    assert rundir.exists() == (not word)
+    rundir.mkdir(exist_ok=True)
+    (rundir / "start.lock").unlink(missing_ok=True)
+    (rundir / "start.lock").write_text("2\nremove\n")  # the next instance's, which is not the one we ended
+    remove_left(str(rundir), lock)
+    os.close(lock)
+    assert rundir.exists()
 
 
 # --- whom the signal goes to

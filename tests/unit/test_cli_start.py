@@ -243,6 +243,35 @@ def test_directories_that_others_can_write_to_are_refused(tmp_path: Path) -> Non
         InstanceDir(str(tmp_path / "file"), str(tmp_path / "run"))
 
 
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    for statedir in (str(tmp_path / "a" / "state"), None):
+        where = InstanceDir(statedir, str(tmp_path / "b" / "run"))
+        with pytest.raises(FluxresError, match="is not UTF-8"):
+            where.write_config(1, None, {"a.b": "\udcff"})
+        where.abandon()
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(FluxresError, match="cannot make directory"):
+        InstanceDir(str(tmp_path / "file" / "state"), str(tmp_path / "b" / "run"))
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_start_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    state, run = tmp_path / "state", tmp_path / "run"
+    first = InstanceDir(str(state), str(run))
+    first.write_config(1, None, {})
+    with pytest.raises(FluxresError, match="is in use by another fluxres start"):
+        InstanceDir(str(state), str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+    for lock in first.locks:
+        os.close(lock)
+    again = InstanceDir(str(state), str(run))
+    with pytest.raises(FluxresError, match="is not UTF-8"):
+        again.write_config(1, None, {"a.b": "\udcff"})
+    again.abandon()
+    assert sorted(each.name for each in run.iterdir()) == ["fluxres.toml", "start.lock"]
+
+
 @pytest.mark.parametrize(
     ("setting", "key", "value"),
     [

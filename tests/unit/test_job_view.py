@@ -142,6 +142,12 @@ def test_an_update_of_the_expiration_is_shown() -> None:
     assert entry(job_after(running), summary, ["expiration"]) == {"id": 42, "expiration": 900.0}
 
 
+def test_a_running_job_does_not_say_yet_whether_there_was_an_exception() -> None:
+    mild: tuple[str, dict[str, JsonValue]] = ("exception", {"type": "x", "severity": 3, "note": ""})
+    running = entry(job_after((*SCHEDULED, ("alloc", {}), ("start", {}), mild)), summarize(parse_jobspec(JOBSPEC), R))
+    assert not any(name.startswith("exception") for name in running)
+
+
 def test_one_rank_is_shown_without_brackets() -> None:
     one = R.only(IdSet([1]))
     assert summarize(parse_jobspec(JOBSPEC), one).ranks == "1"
