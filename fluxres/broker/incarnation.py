@@ -6,7 +6,7 @@
     └─ local connector: one nursery a client
 
 Whatever ends it ends all of it: leaving the nursery undoes what a panic must undo. A crash of anything in here is a
-SubtreePanic to the loop in `broker.main`, which begins the next incarnation on the same statedir.
+panic to the loop in `broker.main`, which begins the next incarnation on the same statedir.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,6 @@ from typing import Final
 import trio
 
 from fluxres import __version__
-from fluxres.base.errors import FluxresError
 from fluxres.broker.attributes import Attributes
 from fluxres.broker.cgroups import remove_parent
 from fluxres.broker.config import Config
@@ -46,16 +44,6 @@ log = logging.getLogger("fluxres.broker")
 
 CANCEL_GRACE: Final = 20.0
 """Seconds that the jobs of a temporary instance have to end at shutdown."""
-
-
-class Ending(Enum):
-    """How an incarnation ended without an error."""
-
-    SHUTDOWN = "shutdown"
-
-
-class SubtreePanic(FluxresError):
-    """This incarnation cannot go on; the next one can."""
 
 
 class Incarnation:
@@ -96,7 +84,7 @@ class Incarnation:
             shutdown=shutdown,
         )
 
-    async def run(self) -> Ending:
+    async def run(self) -> None:
         """Live until shut down. Raises an exception group of whatever else ended it."""
         async with Kvs.open(Path(self._statedir.store), owner=self._owner) as kvs, trio.open_nursery() as kvs_scope:
             await kvs_scope.start(kvs.run)
@@ -118,7 +106,6 @@ class Incarnation:
             kvs_scope.cancel_scope.cancel()
         connector.remove()
         remove_parent(leader.cgroup)
-        return Ending.SHUTDOWN
 
     async def _bring_up(self, leader: Leader, nursery: trio.Nursery) -> Connector:
         """Start everything, in the order in which it needs each other; requests are taken last."""

@@ -16,6 +16,7 @@ from fluxres.broker.config import Config
 from fluxres.broker.resource import ResourceService, local_inventory
 from fluxres.broker.statedir import Identity
 from fluxres.exec.job_exec import JobExec
+from fluxres.exec.progress import GUEST_PREFIX
 from fluxres.exec.spec import ExecSettings
 from fluxres.job.info import JobInfo
 from fluxres.job.ingest import Ingest
@@ -71,7 +72,7 @@ class Leader:
             router=router, pool=pool, scheduler=self.manager.scheduler, size=config.bootstrap.size
         )
         self.services: Sequence[Service] = (
-            *KvsService(router=router, kvs=kvs, reserved=RESERVED).all,
+            *KvsService(router=router, kvs=kvs, reserved=RESERVED, guests=GUEST_PREFIX).all,
             job_exec.service,
             JobInfo(router=router, kvs=kvs).service,
             JobList(router=router, kvs=kvs, manager=self.manager).service,

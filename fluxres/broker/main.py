@@ -21,7 +21,7 @@ from fluxres.base.errors import FluxresError, Refusal
 from fluxres.base.stdio import hold_standard_descriptors
 from fluxres.broker import logbuffer
 from fluxres.broker.config import Config, load
-from fluxres.broker.incarnation import Ending, Incarnation
+from fluxres.broker.incarnation import Incarnation
 from fluxres.broker.statedir import Statedir
 
 log = logging.getLogger("fluxres.broker")
@@ -103,14 +103,15 @@ async def _live(
                 shutdown=shutdown,
                 online=online,
             )
-            if await incarnation.run() is Ending.SHUTDOWN:
-                _notify("STOPPING=1")
-                return 0
+            await incarnation.run()
         except Exception as error:
             _log_panic(error)
             if not was_online and _is_refusal(error):
                 print(f"fluxres-broker: {'; '.join(map(str, _leaves(error)))}", file=sys.stderr)
                 return 1  # it will be so the next time too
+        else:
+            _notify("STOPPING=1")
+            return 0
         if exits or shutdown.is_set():
             return 1
         if trio.current_time() - begun > STEADY:

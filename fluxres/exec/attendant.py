@@ -345,12 +345,12 @@ class Attendant:
         """Kill what a dead shell left behind; returns how many processes would not die."""
         left: list[int] = []
         for _ in range(CLEANUP_ROUNDS):
-            jobdir.kill_cgroup(self._path, f"job-{f58(self._jobid, ascii=True)}-{self._rank}")
+            dying = jobdir.kill_cgroup(self._path, f"job-{f58(self._jobid, ascii=True)}-{self._rank}")
             left = await trio.to_thread.run_sync(kill_marked, f58(self._jobid, ascii=True), self._nonce)
-            if not left:
+            if not left and not dying:
                 return 0
             await trio.sleep(CLEANUP_PAUSE)
-        return len(left)
+        return max(1, len(left))
 
     async def _lost(self, dirfd: int, why: str, send: Send) -> None:
         """The shell died without an exit record: pass on what it still said, end its tasks, say why."""

@@ -77,8 +77,11 @@ def spec_identity(path: str) -> tuple[str, str] | None:
     return None
 
 
-def kill_cgroup(path: str, name: str) -> None:
-    """Kill what is left in the cgroup `name` that a dead shell made for its tasks, and remove it, if there was one."""
+def kill_cgroup(path: str, name: str) -> bool:
+    """Kill what is left in the cgroup `name` that a dead shell made for its tasks, and remove it.
+
+    True where something is still dying in it: ask again.
+    """
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         with open(os.path.join(path, SPEC), "rb") as file:
             parent = json.loads(file.read(SPEC_MAX))["cgroup_parent"]
@@ -86,7 +89,8 @@ def kill_cgroup(path: str, name: str) -> None:
             cgroup = JobCgroup.create(parent, name)
             if cgroup is not None:
                 cgroup.kill()
-                cgroup.remove()
+                return not cgroup.remove()
+    return False
 
 
 def inventory(statedir: str, rank: int) -> list[JobId]:

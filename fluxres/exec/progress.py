@@ -91,6 +91,10 @@ def progress_key(jobid: JobId, rank: int | None = None) -> str:
     return kvs_path(jobid, "exec") if rank is None else kvs_path(jobid, "exec", str(rank))
 
 
+GUEST_PREFIX: Final = "job-"
+"""What the names of guest namespaces begin with."""
+
+
 def guest_namespace(jobid: JobId) -> str:
     """The name of a job's guest namespace (RFC 16)."""
-    return f"job-{dothex(jobid)}"
+    return f"{GUEST_PREFIX}{dothex(jobid)}"

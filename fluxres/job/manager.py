@@ -57,6 +57,8 @@ class Manager:
         self._statedir_of = statedir_of
         self._nursery: trio.Nursery | None = None
         self._executing: set[JobId] = set()
+        self._found: set[JobId] = set()
+        """Jobs that had resources already in the life before: their shells may be there."""
         self._requests: dict[JobId, Request] = {}
         """Requests of replayed jobs that are not with the scheduler yet."""
         self._unclaimed: set[JobId] = set()
@@ -111,6 +113,7 @@ class Manager:
                 jobid = JobId(entry.durable.id)
                 self.records.remember_resources(jobid, self.records.resources(jobid))
                 self._claim(jobid, self.records.resources(jobid))
+                self._found.add(jobid)
         for entry in entries:
             self._log(entry, self._restart_events(entry.durable))
 
@@ -181,7 +184,7 @@ class Manager:
             case Action.REQUEST_ALLOC:
                 self._request(entry)
             case Action.START:
-                self._execute(jobid, reattach=job.restarts > 0)
+                self._execute(jobid, reattach=jobid in self._found)
             case Action.KILL:
                 self._tell_exec("job-exec.end", jobid)
 
@@ -236,6 +239,7 @@ class Manager:
                 self._handle.send("exec.forget", {"ids": [int(jobid)]}, nodeid=rank)
         self.records.forget(jobid)
         self._requests.pop(jobid, None)
+        self._found.discard(jobid)
         self.ended.set()
         self.ended = trio.Event()
 
@@ -259,7 +263,7 @@ class Manager:
                     async for response in responses:
                         self._exec_said(jobid, [response, *responses.ready()])
         except RpcError as error:
-            if error.errnum in EXEC_GONE:
+            if error.errnum in EXEC_GONE or reattach:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 raise  # and this incarnation ends with it: the next one finds what runs
             self._exec_failed(jobid, error)
@@ -299,7 +303,16 @@ class Manager:
             case {"type": "release", "data": {"ranks": str(ranks), "final": bool(final)}} if not job.final_release:
                 return self.ledger.event("release", ranks=ranks, final=final)
             case {"type": "exception", "data": {"type": str(kind), "severity": int(severity), "note": str(note)}}:
-                known = job.exception
-                if known is None or (known.type, known.severity, known.note) != (kind, severity, note):
+                if not self._is_logged(job, kind, severity, note):
                     return self.ledger.event("exception", type=kind, severity=severity, note=note)
         return None
+
+    def _is_logged(self, job: Job, kind: str, severity: int, note: str) -> bool:
+        """Whether a life before this one has logged that exception: job-exec says each once in a life."""
+        if job.exception is None:
+            return False
+        context = {"type": kind, "severity": severity, "note": note}
+        return any(
+            event.name == "exception" and context == {name: event.context.get(name) for name in context}
+            for event in self.records.events(JobId(job.id))
+        )

@@ -69,8 +69,10 @@ class _List(msgspec.Struct, frozen=True, kw_only=True):
 class KvsService:
     """Serves `kvs.*` and `kvs-watch.*`. Nobody may write below the `reserved` keys of the primary namespace."""
 
-    def __init__(self, *, router: Router, kvs: Kvs, reserved: Collection[str] = ()) -> None:
+    def __init__(self, *, router: Router, kvs: Kvs, reserved: Collection[str] = (), guests: str | None = None) -> None:
+        """`guests` is what the names of namespaces begin with that only the instance makes."""
         self._reserved = frozenset(reserved)
+        self._guests = guests
         self._kvs = kvs
         self._lookups = Lookups(kvs)
         self.service = Service("kvs", router)
@@ -127,6 +129,8 @@ class KvsService:
     async def _create(self, request: Request) -> WireMap:
         request.require_owner()
         ask = request.parse(_Namespace)
+        if self._guests is not None and ask.namespace.startswith(self._guests):
+            raise RpcError(errno.EPERM, f"cannot create namespace {ask.namespace}: the name is for a job's")
         owner = request.userid if ask.owner in (-1, USERID_UNKNOWN) else ask.owner
         await self._kvs.commit(CreateNamespace(ask.namespace, owner))
         return {}

@@ -45,10 +45,6 @@ class Scheduler:
         self.pool.release(allocation)
         self._changed.set()
 
-    def resources_changed(self) -> None:
-        """Ranks went up or down, or were drained."""
-        self._changed.set()
-
     def stop(self) -> None:
         """Give out nothing until started again."""
         self._policy.stop()
