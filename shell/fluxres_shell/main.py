@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
+from fluxres.base.stdio import hold_standard_descriptors
 from fluxres_shell.run import NAME, run_shell
 
 USAGE = f"usage: {NAME} DIR | {NAME} --launcher FD"
@@ -20,6 +21,7 @@ USAGE = f"usage: {NAME} DIR | {NAME} --launcher FD"
 
 def main() -> int:
     """Run the program; its exit status."""
+    hold_standard_descriptors()
     match sys.argv[1:]:
         case ["--launcher", fd] if fd.isdecimal():
             from fluxres_shell import launcher  # a shell of its own does not need it
