@@ -109,7 +109,7 @@ class Incarnation:
 
     async def _bring_up(self, leader: Leader, nursery: trio.Nursery) -> Connector:
         """Start everything, in the order in which it needs each other; requests are taken last."""
-        launcher = Launcher()
+        launcher = Launcher(leader.cgroup)
         shells = Shells(
             router=self.router,
             handle=self.handle,

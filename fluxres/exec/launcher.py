@@ -31,9 +31,10 @@ STOP_GRACE: Final = 2.0
 
 
 class Launcher:
-    """The launcher of one broker incarnation."""
+    """The launcher of one broker incarnation; its shells live below the cgroup whose directory is `cgroup`."""
 
-    def __init__(self) -> None:
+    def __init__(self, cgroup: str | None = None) -> None:
+        self._arguments = [] if cgroup is None else [cgroup]
         self._process: trio.Process | None = None
         self._socket: socket.socket | None = None
         self._lock = trio.Lock()
@@ -90,7 +91,7 @@ class Launcher:
         ours.setblocking(False)
         try:
             self._process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "fluxres_shell.main", "--launcher", str(theirs.fileno())],
+                [sys.executable, "-m", "fluxres_shell.main", "--launcher", str(theirs.fileno()), *self._arguments],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
