@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml setup.py csrc/pidfd.c csrc/pidfd.h csrc/build_pidfd.py 
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "make: cannot build csrc/: Python.h is missing (Debian: apt-get install python3-dev)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --config-settings editable_mode=strict
+	@$(BIN)/python -m compileall -q build/__editable__*  # also where the environment says not to write bytecode
 	@touch $@
 
 demo: $(STAMP)
