@@ -314,7 +314,7 @@ class Attendant:
 
     async def _write(self, link: ShellLink) -> None:
         """Pass commands on. The release is still sent when rank 0 has withdrawn its request: it does so at once."""
-        async for messages in self._command_queue.clone():
+        async for messages in self._command_queue:
             last = messages[-1] is RELEASE
             with trio.CancelScope(shield=last, deadline=trio.current_time() + RELEASE_GRACE if last else math.inf):
                 await link.send(*messages)

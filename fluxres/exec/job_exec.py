@@ -119,11 +119,6 @@ class JobExec:
         self.service.method("released", self._released)
         self.service.method("inventory", self._inventory)
 
-    @property
-    def running(self) -> int:
-        """How many jobs have an execution now."""
-        return len(self._runs)
-
     async def _start(self, request: Request) -> None:
         request.require_owner()
         ask = request.parse(_Start)

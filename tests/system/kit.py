@@ -44,6 +44,20 @@ T = TypeVar("T")
 PATIENCE: Final = 60.0
 """Seconds that a test waits for what has to come; reached only when something is wrong."""
 POLL: Final = 0.02
+BROKER_PLACES: Final = (
+    "submit-commit",
+    "submit-answer",
+    "alloc",
+    "start-request",
+    "launch",
+    "start-durable",
+    "ack",
+    "exit-commit",
+    "finish",
+    "release",
+    "clean",
+)
+"""The failpoints that brokers pass; the others are of launchers and shells."""
 MARK: Final = "FLUXRES_SYSTEM_TEST"
 """The variable in the environment of all that belongs to one instance."""
 PYTHON: Final = (sys.executable, "-S", "-E", "-c")

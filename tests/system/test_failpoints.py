@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 from conftest import MakeInstance
-from kit import PATIENCE, Expect, Instance, check_invariants, eventually, submission, wait_status
+from kit import BROKER_PLACES, PATIENCE, Expect, Instance, check_invariants, eventually, submission, wait_status
 
 from fluxres.base.failpoint import FAILPOINTS, VARIABLE
 from fluxres.base.jobid import JobId
@@ -28,20 +28,6 @@ SUICIDE: Final = f"os.kill(os.getpid(), {int(signal.SIGUSR1)})"
 KILLED: Final = wait_status(128 + signal.SIGUSR1)
 """What rank 0 says of a task that a signal ended: the exit code that flux shows for it."""
 
-BROKER: Final = (
-    "submit-commit",
-    "submit-answer",
-    "alloc",
-    "start-request",
-    "launch",
-    "start-durable",
-    "ack",
-    "exit-commit",
-    "finish",
-    "release",
-    "clean",
-)
-"""Places that the broker passes; the others are of launchers and shells."""
 SECOND: Final = "@2"
 """The first pass of a place is when the first job goes through it: the second has others around it."""
 
@@ -142,7 +128,7 @@ def shells_die(place: str) -> dict[str, Expect]:
 
 def expected(failpoint: str) -> dict[str, Expect]:
     """What becomes of the jobs with `failpoint` armed."""
-    if place_of(failpoint) in (*BROKER, "fork") or failpoint == "exit-record.after":
+    if place_of(failpoint) in (*BROKER_PLACES, "fork") or failpoint == "exit-record.after":
         return undisturbed()
     return shells_die(place_of(failpoint))
 
@@ -150,7 +136,7 @@ def expected(failpoint: str) -> dict[str, Expect]:
 @pytest.mark.parametrize("failpoint", FAILPOINTS)
 def test_death_at(failpoint: str, make_instance: MakeInstance) -> None:
     instance = make_instance()
-    in_broker = place_of(failpoint) in BROKER
+    in_broker = place_of(failpoint) in BROKER_PLACES
     at = SECOND if in_broker or place_of(failpoint) == "fork" else ""
     instance.start(env={VARIABLE: failpoint + at})
     load = Load(instance)

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import pytest
 from conftest import MakeInstance
-from kit import Expect, check_invariants, wait_status
+from kit import BROKER_PLACES, Expect, check_invariants, wait_status
 
-PLACES = (
-    "submit-commit",
-    "submit-answer",
-    "alloc",
-    "start-request",
-    "launch",
-    "start-durable",
-    "ack",
-    "exit-commit",
-    "finish",
-    "release",
-    "clean",
-)
-"""The failpoints that brokers pass."""
 SIDES = ("before", "after")
 JOBS = 6
 BODY = "print('begun', flush=True); time.sleep(0.05); print('ended'); sys.exit(3)"
 
 
-@pytest.mark.parametrize("failpoint", [f"{place}.{side}" for place in PLACES for side in SIDES])
+@pytest.mark.parametrize("failpoint", [f"{place}.{side}" for place in BROKER_PLACES for side in SIDES])
 def test_the_next_incarnation_goes_on(failpoint: str, make_instance: MakeInstance) -> None:
     instance = make_instance(cores=3)
     instance.tolerated += ["Panicked", "Traceback"]
