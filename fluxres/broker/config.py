@@ -1,26 +1,35 @@
 """The configuration of a broker: TOML tables named like Flux's, read strictly before anything starts.
 
 Unknown keys and bad values are refused by name. A directory is read file by file, `*.toml` in order of name; a key that
-two files set is refused as well.
+two files set is refused as well. `load` looks at the certificate too, and nothing else beyond the configuration.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from typing import Annotated, Final, cast
 
 import msgspec
 
 from fluxres.base.errors import FluxresError
-from fluxres.base.fsd import parse_fsd
+from fluxres.base.fsd import format_fsd, parse_fsd
+from fluxres.base.hostlist import Hostlist
 from fluxres.base.json import JsonObject, JsonValue
+from fluxres.broker.hosts import Bootstrap, Hosts, expand, unix_address
+from fluxres.overlay.address import Addresses
+from fluxres.overlay.settings import TbonSettings
+from fluxres.overlay.topology import MAX_SIZE as MAX_SIZE
+from fluxres.overlay.topology import Topology, parse_topo
 
 DEFAULT_STATEDIR: Final = "/var/lib/fluxres"
 DEFAULT_RUNDIR: Final = "/run/fluxres"
-MAX_SIZE: Final = 65_536
+MIN_HEARTBEAT: Final = 0.01
+"""Seconds: with shorter ones a broker would be busy with nothing else."""
+MAX_SHOWN: Final = 100
+"""Characters of a hostlist that an error shows."""
 
-_Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIZE)]
 _Bytes = Annotated[int, msgspec.Meta(ge=256 * 1024)]
 
 
@@ -32,11 +41,17 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What all tables have in common: keys with dashes, none unknown."""
 
 
-class Bootstrap(_Table, frozen=True):
-    """`[bootstrap]`: the shape of the instance."""
+class Tbon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[tbon]`: the tree and its times, in FSD; keys as in flux-config-tbon(5). See `TbonSettings`.
 
-    size: _Size = 1
-    fanout: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    `topo`, such as "kary:2", goes before `bootstrap.fanout`.
+    """
+
+    topo: str | None = None
+    heartbeat: str = "1s"
+    torpid_min: str = "5s"
+    timeout: str = "20s"
+    connect_timeout: str = "5s"
 
 
 class Broker(_Table, frozen=True):
@@ -75,17 +90,108 @@ class Access(_Table, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole configuration."""
+    """The whole configuration. What `parse` and `load` return is checked: no method of it raises then."""
 
     bootstrap: Bootstrap = Bootstrap()
+    tbon: Tbon = Tbon()
     broker: Broker = Broker()
     exec: Exec = Exec()
     resource: Resource = Resource()
     access: Access = Access()
 
+    @property
+    def size(self) -> int:
+        """How many brokers the instance has."""
+        return len(self._hosts.names) or self.bootstrap.size or 1
+
+    def hostlist(self, host: str) -> Hostlist:
+        """The hosts in order of rank; `host` for every rank where the configuration names none."""
+        return self._hosts.names or Hostlist([host] * self.size)
+
+    @property
+    def _hosts(self) -> Hosts:
+        return expand(self.bootstrap)
+
+    def rank_of(self, hostname: str) -> int | None:
+        """The rank of a host: by its name, or else by what is before the first dot of it. None where it has none."""
+        names = self._hosts.names
+        rank = names.find(hostname)
+        return names.find(hostname.partition(".")[0]) if rank is None else rank
+
+    def host_of(self, rank: int) -> str | None:
+        """The host of a rank; None where the configuration names no hosts."""
+        return self._hosts.names[rank] if self.bootstrap.hosts else None
+
+    def topology(self) -> Topology:
+        """The tree. Raises ValueError naming the key."""
+        parents, topo = self._hosts.parents, self.tbon.topo
+        if parents is not None and topo is not None:
+            raise ValueError("tbon.topo: the parents in bootstrap.hosts make the tree; leave one of the two out")
+        try:
+            if parents is not None:
+                return Topology.custom(parents)
+            return parse_topo(topo or f"kary:{self.bootstrap.fanout}", self.size)
+        except ValueError as error:
+            raise ValueError(f"{'tbon.topo' if parents is None else 'bootstrap.hosts'}: {error}") from error
+
+    def addresses(self) -> Addresses:
+        """Where each rank listens: on the network where there are hosts, else on Unix sockets in the rundir."""
+        timeout = self.tbon_settings().connect_timeout
+        if not self.bootstrap.hosts:
+            find = partial(unix_address, self.broker.rundir)
+            return Addresses(bind=find, connect=find, connect_timeout=timeout)
+        return Addresses(
+            bind=self._hosts.bind, connect=self._hosts.connect, connect_timeout=timeout, cert=self.bootstrap.cert
+        )
+
+    def tbon_settings(self) -> TbonSettings:
+        """The times of the overlay in seconds. Raises ValueError naming the key."""
+        table = self.tbon
+        heartbeat = _seconds("tbon.heartbeat", table.heartbeat, above=0.0)
+        if heartbeat < MIN_HEARTBEAT:
+            raise ValueError(f"tbon.heartbeat: {table.heartbeat} is less than {format_fsd(MIN_HEARTBEAT)}")
+        torpid_min = _seconds("tbon.torpid_min", table.torpid_min, above=heartbeat, named="tbon.heartbeat")
+        return TbonSettings(
+            heartbeat=heartbeat,
+            torpid_min=torpid_min,
+            timeout=_seconds("tbon.timeout", table.timeout, above=torpid_min, named="tbon.torpid_min"),
+            connect_timeout=_seconds("tbon.connect_timeout", table.connect_timeout, above=0.0),
+        )
+
+
+def find_rank(config: Config, hostname: str) -> int:
+    """The rank of the broker on host `hostname`. Raises ConfigError."""
+    if not config.bootstrap.hosts:
+        if config.size == 1:
+            return 0
+        raise ConfigError("cannot tell which broker this is: bootstrap.hosts is not set, so say it with --rank")
+    rank = config.rank_of(hostname)
+    if rank is None:
+        shown = str(config.hostlist(hostname))
+        shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+        raise ConfigError(
+            f"cannot tell which broker this is: host {hostname} is not in bootstrap.hosts ({shown}); "
+            "add it there, or say it with --rank"
+        )
+    return rank
+
+
+def _seconds(key: str, text: str, *, above: float = -1.0, named: str = "") -> float:
+    """A finite duration above a bound, that of the key `named` if it is one. Raises ValueError naming the key."""
+    try:
+        seconds = parse_fsd(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    if not math.isfinite(seconds):
+        raise ValueError(f"{key}: it must be finite")
+    if seconds <= above:
+        bound = f"{named}, {format_fsd(above)}" if named else format_fsd(above)
+        raise ValueError(f"{key}: {text} is not more than {bound}")
+    return seconds
+
 
 def load(path: str) -> Config:
-    """Read the configuration at `path`, a TOML file or a directory of them. Raises ConfigError."""
+    """Read the configuration at `path`, a TOML file or a directory of them. Raises ConfigError, CertError."""
     import tomllib
 
     tables: JsonObject = {}
@@ -97,7 +203,12 @@ def load(path: str) -> Config:
             raise ConfigError(f"cannot read configuration {name}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read configuration {name}: {error}") from error
-    return parse(tables, path)
+    config = parse(tables, path)
+    if config.bootstrap.cert is not None:
+        from fluxres.overlay.tls import load_credentials
+
+        load_credentials(config.bootstrap.cert)
+    return config
 
 
 def parse(tables: JsonValue, source: str) -> Config:
@@ -107,10 +218,11 @@ def parse(tables: JsonValue, source: str) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"cannot use configuration {source}: {_named(str(error))}") from error
     try:
-        if not math.isfinite(parse_fsd(config.exec.kill_timeout)):
-            raise ValueError("it must be finite")
+        _seconds("exec.kill-timeout", config.exec.kill_timeout)
+        config.tbon_settings()
+        config.topology()
     except ValueError as error:
-        raise ConfigError(f"cannot use configuration {source}: exec.kill-timeout: {error}") from error
+        raise ConfigError(f"cannot use configuration {source}: {error}") from error
     if config.exec.segment_size > config.exec.journal_limit:
         raise ConfigError(
             f"cannot use configuration {source}: exec.segment-size {config.exec.segment_size} is more than "
@@ -121,7 +233,7 @@ def parse(tables: JsonValue, source: str) -> Config:
 
 def _named(text: str) -> str:
     """msgspec's text with the key in our words: `exec.kill-timeout: …`."""
-    why, at, where = text.partition(" - at `")
+    why, at, where = text.replace(" | null", "").partition(" - at `")
     return f"{where.strip('`').removeprefix('$.').removeprefix('$')}: {why}" if at else why
 
 

@@ -13,13 +13,15 @@ import errno
 import logging
 import os
 import socket
-import struct
 import uuid
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
-from fluxres.base.errors import FluxresError, ProtocolError, Refusal
+from fluxres.base.errors import ProtocolError
+from fluxres.rpc import unix
+from fluxres.rpc.outbox import Outbox
 from fluxres.rpc.router import Router
 from fluxres.wire.codec import decode, encode
 from fluxres.wire.framing import FrameDecoder, frame
@@ -35,10 +37,12 @@ OUTBOX_ROOM: Final = 1024 * 1024
 """Bytes waiting to be sent to a client from which on producers of streams wait."""
 OUTBOX_BOUND: Final = 64 * 1024 * 1024
 """Bytes waiting to be sent at which a client that does not read is closed."""
+LAST_WORDS: Final = 0.5
+"""Seconds that a client has, where we end the connection, to take the answers that it was given before: at a panic, that
+those who did answer are not reachable any more."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds after which a connection is accepted that found no descriptor or no memory."""
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_CREDENTIALS: Final = struct.Struct("iII")
 
 
 class LocalClient:
@@ -51,12 +55,8 @@ class LocalClient:
         self._userid = userid
         self._rolemask = Role.LOCAL | (Role.OWNER if userid == owner else Role.USER)
         self._decoder = FrameDecoder()
-        self._outbox = bytearray()
-        self._corked = False
+        self._outbox = Outbox(sock, OUTBOX_ROOM)
         self._closing = False
-        self._wake = trio.Event()
-        self._room = trio.Event()
-        self._room.set()
         self._scope = trio.CancelScope()
 
     async def run(self) -> None:
@@ -65,61 +65,41 @@ class LocalClient:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._outbox.run)
                     await self._read()
                     nursery.cancel_scope.cancel()
         finally:
             self._router.remove_endpoint(self, "the client is gone")
+            with trio.move_on_after(LAST_WORDS) as last_words:
+                last_words.shield = True
+                await self._outbox.emptied()
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
 
     # --- the endpoint
 
+    @property
+    def hop(self) -> None:
+        """A client leads to no other broker."""
+
     def deliver(self, message: Message) -> None:
         """Send `message` now as far as the socket takes it, the rest as soon as it can."""
         if self._closing:
             return
-        self._outbox += frame(encode(message))
+        self._outbox.put(frame(encode(message)))
         if len(self._outbox) > OUTBOX_BOUND:
             log.warning("closing client %s: it does not read, and %d bytes wait for it", self.id, len(self._outbox))
             self._closing = True
-            self._outbox.clear()
+            self._outbox.close()
             self._scope.cancel()
-        elif not self._corked:
-            self._flush()
 
-    async def drained(self, matchtag: int) -> None:
+    async def drained(self, asked: Message) -> None:
         """Return as soon as less than `OUTBOX_ROOM` bytes wait for the client."""
-        if len(self._outbox) < OUTBOX_ROOM:
-            await trio.lowlevel.checkpoint()
-            return
-        if self._room.is_set():  # else others wait for this very event
-            self._room = trio.Event()
-        await self._room.wait()
+        await self._outbox.room.wait()
 
-    def _flush(self) -> None:
-        try:
-            sent = self._sock.send(self._outbox) if self._outbox else 0
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self._outbox.clear()  # the reader will see the end of the connection
-            sent = 0
-        if sent:
-            del self._outbox[:sent]
-        if self._outbox:
-            self._wake.set()
-        if len(self._outbox) < OUTBOX_ROOM:
-            self._room.set()
-
-    async def _write(self) -> None:
-        """Send what the socket did not take at once."""
-        while True:
-            await self._wake.wait()
-            while self._outbox:
-                await trio.lowlevel.wait_writable(self._sock)
-                self._flush()
-            self._wake = trio.Event()
+    def on_room(self, asked: Message, callback: Callable[[], None]) -> None:
+        """Call `callback` once: as soon as less than `OUTBOX_ROOM` bytes wait for the client."""
+        self._outbox.room.on_open(callback)
 
     async def _read(self) -> None:
         while True:
@@ -139,7 +119,7 @@ class LocalClient:
                 return
 
     def _take(self, data: bytes) -> None:
-        self._corked = True
+        self._outbox.cork()
         try:
             for body in self._decoder.feed(data):
                 message = decode(body)
@@ -149,8 +129,7 @@ class LocalClient:
                 if self._closing:
                     return
         finally:
-            self._corked = False
-            self._flush()
+            self._outbox.uncork()
 
 
 class Connector:
@@ -168,7 +147,7 @@ class Connector:
 
         The socket's name stays: commands that find nobody listening on it wait for the next incarnation.
         """
-        listener = self._listen()
+        listener = unix.listen(self._path, mode=0o666 if self._guests else 0o600, backlog=BACKLOG)
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started()
@@ -196,39 +175,9 @@ class Connector:
         else:
             self._admit(sock, nursery)
 
-    def _listen(self) -> socket.socket:
-        """Bind under a new name and rename: clients find the old socket or this one, never none."""
-        directory, name = os.path.split(self._path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.setblocking(False)
-        try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            dirfd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                if _somebody_listens(f"/proc/self/fd/{dirfd}/{name}"):
-                    raise Refusal(f"cannot listen on {self._path}: another broker does; give this one its own rundir")
-                new = f".{name}.new"
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(new, dir_fd=dirfd)
-                listener.bind(f"/proc/self/fd/{dirfd}/{new}")
-                os.chmod(new, 0o666 if self._guests else 0o600, dir_fd=dirfd)
-                listener.listen(BACKLOG)
-                os.rename(new, name, src_dir_fd=dirfd, dst_dir_fd=dirfd)
-            finally:
-                os.close(dirfd)
-        except OSError as error:
-            listener.close()
-            raise FluxresError(f"cannot listen on {self._path}: {error.strerror}") from error
-        except FluxresError:
-            listener.close()
-            raise
-        return listener
-
     def _admit(self, sock: socket.socket, nursery: trio.Nursery) -> None:
         sock.setblocking(False)
-        _pid, userid, _gid = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        _pid, userid = unix.peer(sock)
         refusal = 0
         if userid != self._owner and not self._guests:
             refusal = errno.EPERM
@@ -248,16 +197,3 @@ class Connector:
             await client.run()
         finally:
             self._clients -= 1
-
-
-def _somebody_listens(path: str) -> bool:
-    """Whether a living process listens on the socket `path`: what a killed broker left behind refuses connections."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-        caller.setblocking(False)
-        try:
-            caller.connect(path)
-        except BlockingIOError:
-            return True  # its backlog is full
-        except OSError:
-            return False
-        return True

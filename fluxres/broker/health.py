@@ -1,7 +1,9 @@
 """Health of a broker's services (flux-core #2797): queues, ages, stalls, and the live tree of Trio tasks.
 
-Silent services are seen from outside: the router answers `broker.health` even where a service is stuck. The stall
-meter measures how late the event loop comes back to a task that wants to run every `TICK` seconds.
+Silent services are seen from outside: the router answers `broker.health` even where a service is stuck. For each
+request that has had no response for longer than `STUCK_AFTER` it tells the topic, the age, and where the task of its
+handler is; a stream whose first response has come is none of them. The stall meter measures how late the event loop
+comes back to a task that wants to run every `TICK` seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Final
 
 import trio
 
-from fluxres.rpc.server import Service
+from fluxres.rpc.server import Request, Service
 from fluxres.wire.payload import WireMap
 
 TICK: Final = 0.5
@@ -21,6 +23,12 @@ RECENT: Final = 60
 """Ticks that `recent` looks back."""
 MAX_TREE: Final = 60_000
 """Characters of a task tree in a response."""
+STUCK_AFTER: Final = 1.0
+"""Seconds without a response after which a request is told with its stack."""
+MAX_STUCK: Final = 8
+"""Requests of one service that are told so, the oldest."""
+MAX_STACK: Final = 40
+"""Lines of one stack; the innermost are kept."""
 
 
 class StallMeter:
@@ -51,7 +59,8 @@ def report(services: Iterable[Service], stalls: StallMeter, *, rank: int, tasks:
     listed: list[WireMap] = []
     for service in services:
         queue, since = service.queue()
-        listed.append({"name": service.name, "queue": queue, "oldest": round(now - since, 6)})
+        stuck: list[WireMap] = [_stuck(request, now) for request in late(service.waiting(), now)]
+        listed.append({"name": service.name, "queue": queue, "oldest": round(now - since, 6), "stuck": [*stuck]})
     answer: WireMap = {
         "rank": rank,
         "services": [*listed],
@@ -60,6 +69,21 @@ def report(services: Iterable[Service], stalls: StallMeter, *, rank: int, tasks:
     if tasks:
         answer["tasks"] = task_tree()[:MAX_TREE]
     return answer
+
+
+def late(waiting: Iterable[Request], now: float) -> list[Request]:
+    """Those of the waiting requests, oldest first, that have waited too long; `MAX_STUCK` at most."""
+    return [request for request in waiting if now - request.arrived > STUCK_AFTER][:MAX_STUCK]
+
+
+def _stuck(request: Request, now: float) -> WireMap:
+    """A request that has waited too long. Its stack is empty where no task of its own handles it."""
+    lines: list[str] = []
+    if request.task is not None:
+        _describe(request.task, 0, lines)
+    if len(lines) > MAX_STACK:
+        lines = ["…", *lines[1 - MAX_STACK :]]
+    return {"topic": request.message.topic, "age": round(now - request.arrived, 6), "stack": [*lines]}
 
 
 def task_tree() -> str:

@@ -1,41 +1,47 @@
 """One incarnation of a broker: a UUID, a nursery, and the services that live in it.
 
     incarnation nursery
-    ├─ kvs writer, launcher, stall meter
-    ├─ services: attr, log, broker, state-machine, kvs, job-*, exec, resource, groups
+    ├─ overlay: upstream link, a subtree scope for each child, heartbeat
+    ├─ rank 0: the store's writer; kvs, job-*, resource, groups (`broker.leader`)
+    ├─ every rank: attr, broker, event, exec, log, overlay, rexec, state-machine; launcher, stall meter
+    ├─ presence: what rank 0 knows us by
     └─ local connector: one nursery a client
 
-Whatever ends it ends all of it: leaving the nursery undoes what a panic must undo. A crash of anything in here is a
-panic to the loop in `broker.main`, which begins the next incarnation on the same statedir.
+Whatever ends it ends all of it: leaving the nursery undoes what a panic must undo. A crash of anything in here, or the
+loss of the parent, is a panic to the loop in `broker.loop`, which begins the next incarnation on the same statedir.
+
+    join --parent says welcome--> init --services up, rank 0 knows us--> run --asked to--> shutdown
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
-import time
 import uuid
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from fluxres import __version__
+from fluxres.broker import presence
+from fluxres.broker.about import Facts, attributes
 from fluxres.broker.attributes import Attributes
-from fluxres.broker.cgroups import remove_parent
 from fluxres.broker.config import Config
-from fluxres.broker.connector import Connector
 from fluxres.broker.health import StallMeter
 from fluxres.broker.leader import Leader
 from fluxres.broker.logbuffer import LogBuffer
+from fluxres.broker.platform import Clients, Platform
+from fluxres.broker.rexec import Rexec
 from fluxres.broker.selfservice import SelfService
-from fluxres.broker.statedir import Identity, Statedir
-from fluxres.exec.launcher import Launcher
+from fluxres.broker.statedir import Identities, Identity
 from fluxres.exec.shells import Shells
 from fluxres.kvs.kvs import Kvs
+from fluxres.overlay.hello import PROTOCOL, Hello
+from fluxres.overlay.overlay import Overlay
+from fluxres.overlay.service import OverlayService
+from fluxres.overlay.topology import Topology
+from fluxres.rpc.events import Events
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Service
@@ -47,33 +53,46 @@ CANCEL_GRACE: Final = 20.0
 
 
 class Incarnation:
-    """One life of the broker of rank `rank`. `online` is called when it takes requests and schedules."""
+    """One life of the broker of rank `rank`. `online` is called when it takes requests and children."""
 
     def __init__(
         self,
         *,
         config: Config,
         rank: int,
-        statedir: Statedir,
-        identity: Identity,
+        topology: Topology,
+        statedir: Identities,
+        platform: Platform,
         logbuffer: LogBuffer,
         shutdown: trio.Event,
         online: Callable[[], None],
     ) -> None:
-        self.uuid = str(uuid.uuid4())
+        self.uuid = str(uuid.UUID(int=platform.random.getrandbits(128), version=4))
         self._config = config
         self._rank = rank
         self._statedir = statedir
-        self._identity = identity
+        self._platform = platform
+        self._identity: Identity = statedir.begin_incarnation(root=rank == 0)
         self._shutdown = shutdown
         self._online = online
-        self._owner = os.getuid()
-        self._started = time.time()
-        self._socket = os.path.join(os.path.abspath(config.broker.rundir), f"local-{rank}")
+        self._started = platform.now()
         self._stalls = StallMeter()
         self._services: list[Service] = []
-        self.router = Router(rank=rank, size=config.bootstrap.size)
-        self.handle = Handle(self.router, "broker", self._owner)
+        self._leader: Leader | None = None
+        self._clients: Clients | None = None
+        self._ends_all = False
+        self.router = Router(rank=rank, size=topology.size)
+        self.handle = Handle(self.router, "broker", os.getuid())
+        self.overlay = Overlay(
+            hello=self._hello(topology),
+            topology=topology,
+            transport=platform.transport,
+            router=self.router,
+            settings=config.tbon_settings(),
+            random=platform.random,
+            torpid=self._torpid,
+            shut_down=self._end_all,
+        )
         self._self = SelfService(
             router=self.router,
             rank=rank,
@@ -81,88 +100,128 @@ class Incarnation:
             services=self._services,
             stalls=self._stalls,
             logbuffer=logbuffer,
-            shutdown=shutdown,
+            shutdown=self._end_all,
         )
+
+    def _hello(self, topology: Topology) -> Hello:
+        return Hello(
+            rank=self._rank,
+            uuid=self.uuid,
+            protocol=PROTOCOL,
+            software=__version__,
+            instance=self._identity.instance,
+            statedir=self._identity.id,
+            incarnation=self._identity.incarnations,
+            boot_id=self._platform.boot_id,
+            host=self._platform.host,
+            size=topology.size,
+            topo=topology.digest,
+        )
+
+    # --- living
 
     async def run(self) -> None:
         """Live until shut down. Raises an exception group of whatever else ended it."""
-        async with Kvs.open(Path(self._statedir.store), owner=self._owner) as kvs, trio.open_nursery() as kvs_scope:
-            await kvs_scope.start(kvs.run)
-            async with trio.open_nursery() as services:
-                leader = await Leader.load(
-                    config=self._config,
-                    router=self.router,
-                    handle=self.handle,
-                    kvs=kvs,
-                    identity=self._identity,
-                    uri=f"local://{self._socket}",
-                )
-                connector = await self._bring_up(leader, services)
-                await self._shutdown.wait()
-                self._self.state = "shutdown"
-                if self._config.broker.temporary:
-                    await leader.cancel_all(CANCEL_GRACE)
-                services.cancel_scope.cancel()
-            kvs_scope.cancel_scope.cancel()
-        connector.remove()
-        remove_parent(leader.cgroup)
+        if self._rank == 0:
+            async with self._platform.open_store() as kvs, trio.open_nursery() as store:
+                await store.start(kvs.run)
+                await self._live(kvs)
+                store.cancel_scope.cancel()
+        else:
+            await self._live(None)
+        if self._clients is not None:
+            self._clients.remove()
+        self._platform.clean_up()
 
-    async def _bring_up(self, leader: Leader, nursery: trio.Nursery) -> Connector:
-        """Start everything, in the order in which it needs each other; requests are taken last."""
-        launcher = Launcher(leader.cgroup)
+    async def _live(self, kvs: Kvs | None) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._await_shutdown, nursery.cancel_scope, name="shutdown")
+            welcome = await nursery.start(self.overlay.run, name="overlay")
+            if welcome is not None:
+                self._identity = self._statedir.adopt(self._identity, welcome.instance)
+            self._self.state = "init"
+            await self._bring_up(kvs, nursery)
+            self.overlay.open(self._hello(self.overlay.topology))
+            self._self.state = "run"
+            self._online()
+
+    async def _await_shutdown(self, scope: trio.CancelScope) -> None:
+        """End in good order: the jobs of a temporary instance, the brokers below if all is to end, then ourselves."""
+        await self._shutdown.wait()
+        self._self.state = "shutdown"
+        if self._leader is not None and self._config.broker.temporary:
+            await self._leader.cancel_all(CANCEL_GRACE)
+        if self._ends_all:
+            await self.overlay.end_subtree()
+        self.overlay.leave("it is shut down")
+        scope.cancel()
+
+    def _end_all(self) -> None:
+        """Shut down, and everything below as well."""
+        self._ends_all = True
+        self._shutdown.set()
+
+    async def _bring_up(self, kvs: Kvs | None, nursery: trio.Nursery) -> None:
+        """Start everything, in the order in which it needs each other; clients are taken last."""
+        host, processes, settings = self._platform.shells(self._identity.instance)
         shells = Shells(
             router=self.router,
             handle=self.handle,
-            launcher=launcher,
-            statedir=self._statedir.path,
+            host=host,
+            local=settings,
             statedir_id=self._identity.id,
             instance=self._identity.instance,
         )
-        attributes = Attributes(self.router, self._attributes())
-        for service in (*self._self.all, attributes.service, *leader.services):
+        events = Events(self.router, self.overlay.forward)
+        facts = Facts(
+            identity=self._identity,
+            started=self._started,
+            host=self._platform.host,
+            pid=self._platform.pid,
+            statedir=self._statedir.path,
+        )
+        attrs = Attributes(self.router, attributes(facts, self._config, self.overlay, self.router))
+        rexec = Rexec(router=self.router, uri=settings.uri)
+        if kvs is not None:
+            self._leader = await Leader.load(
+                config=self._config,
+                router=self.router,
+                handle=self.handle,
+                kvs=kvs,
+                overlay=self.overlay,
+                identity=self._identity,
+                now=self._platform.now,
+            )
+        about_tree = OverlayService(self.overlay, self.router).service
+        services = (*self._self.all, attrs.service, events.service, about_tree, rexec.service)
+        for service in (*services, *(self._leader.services if self._leader else ())):
             self._services.append(service)
             await nursery.start(service.run, name=f"service {service.name}")
         self._services.append(shells.service)
-        await nursery.start(launcher.run)
+        await nursery.start(processes.run)
         await nursery.start(shells.run)
-        await nursery.start(leader.manager.run)
-        leader.take_up()
+        if self._leader is not None:
+            await nursery.start(self._leader.run)
+        await nursery.start(presence.keep, self.handle, self._presence())
         await shells.report()
         nursery.start_soon(self._stalls.run, name="stall meter")
-        guests = self._config.access.allow_guest_user
-        connector = Connector(self._socket, self.router, owner=self._owner, guests=guests)
-        await nursery.start(connector.run)
-        self._self.state = "run"
-        log.info(
-            "rank %d online: incarnation %d, %d jobs active, %d quarantined",
-            self._rank,
-            self._identity.incarnations,
-            len(leader.replayed.jobs),
-            len(leader.replayed.quarantined),
-        )
-        self._online()
-        return connector
+        self._clients = self._platform.clients(self.router)
+        await nursery.start(self._clients.run)
+        log.info("rank %d online: incarnation %d, %s", self._rank, self._identity.incarnations, self.uuid)
 
-    def _attributes(self) -> dict[str, Callable[[], str]]:
-        fixed = {
-            "rank": str(self._rank),
-            "size": str(self._config.bootstrap.size),
-            "hostname": socket.gethostname(),
-            "hostlist": socket.gethostname(),
-            "uuid": self.uuid,
-            "broker.pid": str(os.getpid()),
-            "broker.boot-count": str(self._identity.incarnations),
-            "broker.starttime": f"{self._started:.6f}",
-            "tbon.topo": f"kary:{self._config.bootstrap.fanout}",
-            "tbon.level": "0",
-            "tbon.parent": "",
-            "statedir": self._statedir.path,
-            "rundir": os.path.dirname(self._socket),
-            "local-uri": f"local://{self._socket}",
-            "version": __version__,
-            "instance-id": self._identity.instance,
-            "instance-level": "0",
-            "security.owner": str(self._owner),
-        }
-        attributes = {name: partial(str, value) for name, value in fixed.items()}
-        return {**attributes, "rpc.tracked": lambda: str(len(self.router.tracker))}
+    def _presence(self) -> presence.Presence:
+        inventory = self._platform.inventory()
+        return presence.Presence(
+            rank=self._rank,
+            uuid=self.uuid,
+            host=self._platform.host,
+            statedir=self._identity.id,
+            incarnation=self._identity.incarnations,
+            boot_id=self._platform.boot_id,
+            cores=str(inventory.cores),
+            gpus=str(inventory.gpus),
+            properties=sorted(inventory.properties),
+        )
+
+    def _torpid(self, rank: int, torpid: bool) -> None:
+        self.handle.send("resource.torpid", {"rank": rank, "torpid": torpid}, nodeid=0)

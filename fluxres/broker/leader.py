@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import socket
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from fluxres.base.fsd import parse_fsd
-from fluxres.base.idset import IdSet
 from fluxres.base.jobid import FluidClock, JobId
-from fluxres.broker.cgroups import parent_cgroup
 from fluxres.broker.config import Config
-from fluxres.broker.resource import ResourceService, local_inventory
+from fluxres.broker.resource import ResourceService
 from fluxres.broker.statedir import Identity
 from fluxres.exec.job_exec import JobExec
 from fluxres.exec.progress import GUEST_PREFIX
+from fluxres.exec.ranks import Ranks
 from fluxres.exec.spec import ExecSettings
 from fluxres.job.info import JobInfo
 from fluxres.job.ingest import Ingest
@@ -28,6 +25,7 @@ from fluxres.job.replay import Replayed, replay
 from fluxres.job.requests import JobRequests
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.service import KvsService
+from fluxres.overlay.overlay import Overlay
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Service
@@ -44,32 +42,40 @@ class Leader:
         router: Router,
         handle: Handle,
         kvs: Kvs,
+        overlay: Overlay,
         identity: Identity,
-        uri: str,
+        now: Callable[[], float],
         replayed: Replayed,
     ) -> None:
         self.replayed = replayed
-        self.cgroup = parent_cgroup(config.exec.cgroup, f"fluxres-{identity.instance[:8]}-{router.rank}")
-        pool = Pool([local_inventory(router.rank, socket.gethostname(), config.resource)])
-        pool.set_up(IdSet([router.rank]))
-        self.manager = Manager(kvs=kvs, handle=handle, pool=pool, now=time.time, statedir_of=lambda _rank: identity.id)
+        size = overlay.topology.size
+        self.ranks = Ranks()
+        pool = Pool(size=size)
+        self.manager = Manager(kvs=kvs, handle=handle, pool=pool, now=now, statedir_of=self.ranks.statedir)
         job_exec = JobExec(
             router=router,
             handle=handle,
             kvs=kvs,
+            ranks=self.ranks,
+            subtree=overlay.subtree,
             instance=identity.instance,
-            uri=uri,
-            settings=exec_settings(config, self.cgroup),
+            settings=ExecSettings(kill_timeout=parse_fsd(config.exec.kill_timeout)),
             is_active=lambda jobid: jobid in self.manager.ledger,
             is_known=self._is_known,
-            now=time.time,
+            now=now,
         )
         clock = FluidClock(router.rank, identity.epoch_ms, replayed.last)
-        ingest = Ingest(router=router, kvs=kvs, manager=self.manager, clock=clock, now=time.time)
+        ingest = Ingest(router=router, kvs=kvs, manager=self.manager, clock=clock, now=now)
         requests = JobRequests(router=router, handle=handle, manager=self.manager)
         Queue(kvs=kvs, service=requests.service, manager=self.manager, ingest=ingest)
-        resource = ResourceService(
-            router=router, pool=pool, scheduler=self.manager.scheduler, size=config.bootstrap.size
+        self._resource = ResourceService(
+            router=router,
+            kvs=kvs,
+            ranks=self.ranks,
+            pool=pool,
+            scheduler=self.manager.scheduler,
+            size=size,
+            now=now,
         )
         self.services: Sequence[Service] = (
             *KvsService(router=router, kvs=kvs, reserved=RESERVED, guests=GUEST_PREFIX).all,
@@ -77,33 +83,47 @@ class Leader:
             JobInfo(router=router, kvs=kvs).service,
             JobList(router=router, kvs=kvs, manager=self.manager).service,
             requests.service,
-            resource.service,
-            resource.groups,
+            self._resource.service,
+            self._resource.groups,
             ingest.service,
         )
 
     @classmethod
     async def load(
-        cls, *, config: Config, router: Router, handle: Handle, kvs: Kvs, identity: Identity, uri: str
+        cls,
+        *,
+        config: Config,
+        router: Router,
+        handle: Handle,
+        kvs: Kvs,
+        overlay: Overlay,
+        identity: Identity,
+        now: Callable[[], float],
     ) -> Leader:
         """Replay the store, and build the services on what it has."""
-        return cls(
+        leader = cls(
             config=config,
             router=router,
             handle=handle,
             kvs=kvs,
+            overlay=overlay,
             identity=identity,
-            uri=uri,
+            now=now,
             replayed=await replay(kvs),
         )
+        await leader._resource.load()
+        return leader
 
     def _is_known(self, jobid: JobId) -> bool:
         """Whether a shell's directory is to be kept: its job is active, or in quarantine."""
         return jobid in self.manager.ledger or jobid in self.replayed.quarantined
 
-    def take_up(self) -> None:
-        """Go on with the jobs of the incarnations before: the manager must be running."""
-        self.manager.take_up(self.replayed)
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after jobs until cancelled; those of the incarnations before are gone on with at once."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.manager.run)
+            self.manager.take_up(self.replayed)
+            task_status.started()
 
     async def cancel_all(self, grace: float) -> None:
         """Cancel every job, and wait `grace` seconds at most until they are gone."""
@@ -113,16 +133,3 @@ class Leader:
         with trio.move_on_after(grace):
             while len(self.manager.ledger):
                 await self.manager.ended.wait()
-
-
-def exec_settings(config: Config, cgroup: str | None) -> ExecSettings:
-    """The `[exec]` table as the exec room takes it; `cgroup` is the directory of the jobs' parent cgroup."""
-    table = config.exec
-    return ExecSettings(
-        journal_limit=table.journal_limit,
-        segment_size=table.segment_size,
-        kill_timeout=parse_fsd(table.kill_timeout),
-        tmpdir_base=table.tmpdir,
-        cgroup_parent=cgroup,
-        bind=config.resource.cores is None,
-    )

@@ -7,138 +7,70 @@ instead, for sites that want systemd to do the loop. SIGTERM and SIGINT shut dow
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
-import random
 import signal
 import socket
 import sys
-from typing import Final
 
 import trio
 
-from fluxres.base.errors import FluxresError, Refusal
+from fluxres.base.errors import FluxresError
 from fluxres.base.stdio import hold_standard_descriptors
 from fluxres.broker import logbuffer
-from fluxres.broker.config import Config, load
-from fluxres.broker.incarnation import Incarnation
+from fluxres.broker.config import find_rank, load
+from fluxres.broker.loop import BrokerLoop
+from fluxres.broker.platform import LocalPlatform
 from fluxres.broker.statedir import Statedir
 
 log = logging.getLogger("fluxres.broker")
-
-BACKOFF_MIN: Final = 0.05
-BACKOFF_MAX: Final = 10.0
-"""Seconds before the next incarnation, doubled at each panic in a row, with full jitter."""
-STEADY: Final = 30.0
-"""Seconds after which an incarnation counts as a success, and the back-off begins anew."""
 
 
 def main() -> int:
     """The entry point. Exit status 0 after a clean shutdown, 1 for errors, 2 for usage."""
     hold_standard_descriptors()
     args = _arguments()
-    buffer = logbuffer.install(args.rank)
     try:
         config = load(args.config)
-        if not 0 <= args.rank < config.bootstrap.size:
-            raise FluxresError(f"cannot be rank {args.rank}: the instance has {config.bootstrap.size} ranks")
-        if config.bootstrap.size > 1:
-            raise FluxresError(
-                f"cannot start an instance of {config.bootstrap.size} brokers: this version has no overlay; "
-                "set bootstrap.size to 1"
+        rank = find_rank(config, socket.gethostname()) if args.rank is None else args.rank
+        if not 0 <= rank < config.size:
+            raise FluxresError(f"cannot be rank {rank}: the instance has {config.size} ranks")
+        buffer = logbuffer.install(rank)
+        with contextlib.closing(Statedir(os.path.join(config.broker.statedir, str(rank)))) as statedir:
+            loop = BrokerLoop(
+                config=config,
+                rank=rank,
+                topology=config.topology(),
+                statedir=statedir,
+                platform=LocalPlatform(config, rank, statedir),
+                logbuffer=buffer,
+                notify=_notify,
+                exits=args.on_panic == "exit",
             )
-        statedir = Statedir(os.path.join(config.broker.statedir, str(args.rank)))
+            return trio.run(_run, loop)
     except FluxresError as error:
         print(f"fluxres-broker: {error}", file=sys.stderr)
         return 1
-    try:
-        return trio.run(_run, config, args.rank, statedir, buffer, args.on_panic == "exit")
-    finally:
-        statedir.close()
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fluxres-broker", description="Run one broker of a fluxres instance.")
     parser.add_argument("--config", required=True, metavar="PATH", help="a TOML file, or a directory of them")
-    parser.add_argument("--rank", type=int, default=0, metavar="N", help="which broker of the instance this is")
+    parser.add_argument("--rank", type=int, metavar="N", help="which broker this is (default: by host name)")
     parser.add_argument("--on-panic", choices=("restart", "exit"), default="restart", help="what a panic does")
     return parser.parse_args()
 
 
-async def _run(config: Config, rank: int, statedir: Statedir, buffer: logbuffer.LogBuffer, exits: bool) -> int:
-    shutdown = trio.Event()
+async def _run(loop: BrokerLoop) -> int:
+    """Run the broker until a clean shutdown, or a refusal."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(_watch_signals, shutdown)
-        status = await _live(config, rank, statedir, buffer, shutdown, exits)
+        await nursery.start(_watch_signals, loop.shutdown)
+        status = await loop.run()
         nursery.cancel_scope.cancel()
+    if loop.refusal:
+        print(f"fluxres-broker: {loop.refusal}", file=sys.stderr)
     return status
-
-
-async def _live(
-    config: Config,
-    rank: int,
-    statedir: Statedir,
-    buffer: logbuffer.LogBuffer,
-    shutdown: trio.Event,
-    exits: bool,
-) -> int:
-    """The loop of incarnations, until a clean shutdown."""
-    backoff = BACKOFF_MIN
-    was_online = False
-
-    def online() -> None:
-        nonlocal was_online
-        was_online = True
-        _notify("READY=1")
-
-    while True:
-        begun = trio.current_time()
-        try:
-            incarnation = Incarnation(
-                config=config,
-                rank=rank,
-                statedir=statedir,
-                identity=statedir.begin_incarnation(),
-                logbuffer=buffer,
-                shutdown=shutdown,
-                online=online,
-            )
-            await incarnation.run()
-        except Exception as error:
-            _log_panic(error)
-            if not was_online and _is_refusal(error):
-                print(f"fluxres-broker: {'; '.join(map(str, _leaves(error)))}", file=sys.stderr)
-                return 1  # it will be so the next time too
-        else:
-            _notify("STOPPING=1")
-            return 0
-        if exits or shutdown.is_set():
-            return 1
-        if trio.current_time() - begun > STEADY:
-            backoff = BACKOFF_MIN
-        with trio.move_on_after(random.uniform(0, backoff)):
-            await shutdown.wait()
-        backoff = min(2 * backoff, BACKOFF_MAX)
-
-
-def _log_panic(error: Exception) -> None:
-    """Say why an incarnation ended: in a line where that is all there is to say, else with the traceback."""
-    causes = _leaves(error)
-    if all(isinstance(cause, FluxresError) for cause in causes):
-        log.error("panic: %s", "; ".join(str(cause) for cause in causes))
-    else:
-        log.error("panic: %s", "; ".join(repr(cause) for cause in causes), exc_info=error)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether a person has to mend what went wrong: a store that is refused, a socket that is taken."""
-    return all(isinstance(cause, Refusal) for cause in _leaves(error))
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for part in error.exceptions for leaf in _leaves(part)]
-    return [error]
 
 
 async def _watch_signals(shutdown: trio.Event, task_status: trio.TaskStatus[None]) -> None:

@@ -1,59 +1,322 @@
-"""The `resource` service and groups: which ranks there are, what they have, and who is online (RFC 20 R objects)."""
+"""The `resource` service and groups on rank 0: which ranks there are, what they have, who is online, who is drained.
+
+A rank joins with `resource.hello`, a streaming request that stays open for as long as its incarnation:
+
+    asked ── refused: malformed, or a later incarnation is here (ESTALE)
+      │ what the rank has is durable: into the pool; drained if that has changed while jobs hold some of it
+    joined: online, answered {}, the scheduler wakes
+      │ the request is cancelled: by RPC tracking when a broker on the way is lost, or superseded by the next one
+    left: offline, gets no new jobs, keeps what it carries
+
+`resource.declare-lost` gives up an offline rank: drained, and all who wait in `Ranks.wait_declared` are told. It stands
+until the rank is back and has sent `resource.confirm`: what had run there is dealt with.
+
+Topics and payloads are flux-core's, but for hello, torpid, declare-lost and confirm. Source: RFC 20 (R), RFC 29, 22.
+"""
 
 from __future__ import annotations
 
 import errno
-import os
-from typing import cast
+from collections.abc import Callable
+from typing import Final, cast
 
 import msgspec
+import trio
 
-from fluxres.base.errors import RpcError
+from fluxres.base.errors import Refusal, RpcError
+from fluxres.base.eventlog import Event
 from fluxres.base.idset import IdSet
-from fluxres.broker.config import Resource
+from fluxres.broker.changes import EVENTLOG_KEY, MAX_LOG, Change, Changes, Draft, cut_back
+from fluxres.broker.drain import DRAIN_KEY, Mode, decode
+from fluxres.broker.inventory import Record, changes, load_records, record_of
+from fluxres.exec.ranks import Presence, Ranks
 from fluxres.job.resources import ResourceSet, Target, from_shares
+from fluxres.kvs.kvs import Kvs
+from fluxres.kvs.ops import PRIMARY, Put
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
-from fluxres.sched.pool import Inventory, Pool
+from fluxres.sched.pool import Pool
 from fluxres.sched.service import Scheduler
 from fluxres.wire.payload import WireMap
 
-
-def local_inventory(rank: int, host: str, settings: Resource) -> Inventory:
-    """What this rank has: the cores that this process may run on, unless the configuration says otherwise."""
-    cores = IdSet(range(settings.cores)) if settings.cores else IdSet(os.sched_getaffinity(0))
-    return Inventory(rank=rank, host=host, cores=cores, gpus=IdSet(range(settings.gpus)))
+LOST: Final = "declared lost"
+"""The reason where a declaration gives none."""
 
 
 class _Group(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
 
-class ResourceService:
-    """Serves `resource.*` and `groups.get` on rank 0."""
+class _Torpid(msgspec.Struct, frozen=True, kw_only=True):
+    rank: int
+    torpid: bool
 
-    def __init__(self, *, router: Router, pool: Pool, scheduler: Scheduler, size: int) -> None:
+
+class _Drain(msgspec.Struct, frozen=True, kw_only=True):
+    targets: str
+    reason: str | None = None
+    mode: Mode = Mode.PLAIN
+
+
+class _Declare(msgspec.Struct, frozen=True, kw_only=True):
+    ranks: str
+    reason: str = LOST
+
+
+class _Confirm(msgspec.Struct, frozen=True, kw_only=True):
+    rank: int
+
+
+class ResourceService:
+    """Serves `resource.*` and `groups.get` on rank 0. `size` is that of the instance, `now` in seconds since 1970.
+
+    It alone changes `ranks`, and fills `pool`. `load` it before jobs are taken up; jobs must be taken up before the
+    services run: until then nobody can join.
+    """
+
+    def __init__(
+        self,
+        *,
+        router: Router,
+        kvs: Kvs,
+        ranks: Ranks,
+        pool: Pool,
+        scheduler: Scheduler,
+        size: int,
+        now: Callable[[], float],
+    ) -> None:
+        self._kvs = kvs
+        self._ranks = ranks
         self._pool = pool
         self._scheduler = scheduler
         self._size = size
+        self._changes = Changes(kvs=kvs, now=now, apply=self._apply)
+        ranks.on_change(self._online_changed)
         self.service = Service("resource", router)
+        self.service.task("hello", self._hello)
+        self.service.method("torpid", self._torpid)
         self.service.method("status", self._status)
         self.service.method("sched-status", self._sched_status)
+        self.service.deferred("drain", self._drain)
+        self.service.deferred("undrain", self._undrain)
+        self.service.deferred("declare-lost", self._declare_lost)
+        self.service.deferred("confirm", self._confirm)
         self.groups = Service("groups", router)
         self.groups.method("get", self._group)
 
-    def _online(self) -> IdSet:
-        return IdSet(inventory.rank for inventory in self._pool.inventory())
+    async def load(self) -> None:
+        """Read what is durable: ranks into the pool, down, and drains. Raises Refusal."""
+        records, unreadable = await load_records(self._kvs)
+        self._changes.records = records
+        for rank in records.ranks():
+            record = records.get(rank)
+            if record is not None:
+                self._pool.add(record.inventory(rank))
+                self._ranks.remember(rank, record.statedir)
+        drains = self._kvs.get(PRIMARY, DRAIN_KEY)
+        if drains is not None:
+            try:
+                self._changes.drains = decode(drains)
+            except ValueError as error:
+                raise Refusal(
+                    f"cannot read {DRAIN_KEY} in the store: {error}; nobody could tell which ranks are drained: "
+                    "put back a copy of the store"
+                ) from error
+        self._apply_drains()
+        eventlog = self._kvs.get(PRIMARY, EVENTLOG_KEY) or b""
+        if len(eventlog) > MAX_LOG:
+            self._kvs.submit([Put(PRIMARY, EVENTLOG_KEY, cut_back(eventlog))], lambda _: None)
+        self._begin(unreadable)
+
+    def _begin(self, unreadable: dict[int, str]) -> None:
+        """Log that a life of rank 0 has begun; drain ranks of which it is not known what their jobs hold."""
+        known = IdSet(self._changes.records.ranks())
+        nodelist = str(self._changes.records.hosts(known))
+
+        def change(draft: Draft) -> None:
+            draft.events.append(Event(draft.now, "restart", {"ranks": str(known), "online": "", "nodelist": nodelist}))
+            for rank, why in unreadable.items():
+                draft.drain(IdSet([rank]), f"the record of what it has is damaged: {why}", Mode.UPDATE)
+
+        self._pool.drain(IdSet(unreadable))
+        self._changes.put(change, lambda _: None)
+
+    # --- presence
+
+    async def _hello(self, request: Request) -> None:
+        request.require_owner()
+        if not request.message.is_streaming:
+            raise RpcError(errno.EPROTO, "resource.hello wants a streaming request")
+        presence = request.parse(Presence)
+        self._known(presence.rank)
+        try:
+            record = record_of(presence)
+        except ValueError as error:
+            raise RpcError(errno.EINVAL, f"cannot take rank {presence.rank}: {error}") from error
+        self._check_order(presence)
+        await self._changed(lambda draft: self._define(draft, presence.rank, record))
+        self._check_order(presence)
+        self._ranks.joined(presence)
+        try:
+            await request.stream({})
+            await trio.sleep_forever()
+        finally:
+            self._ranks.left(presence.rank, presence.uuid)
+
+    def _check_order(self, presence: Presence) -> None:
+        """Of two incarnations on one statedir the later one stays; another statedir takes the place."""
+        present = self._ranks.presence(presence.rank)
+        if (
+            present is not None
+            and present.statedir == presence.statedir
+            and present.incarnation >= presence.incarnation
+        ):
+            raise RpcError(
+                errno.ESTALE,
+                f"cannot take rank {presence.rank}: its incarnation {present.incarnation} is online, "
+                f"{presence.incarnation} is not later",
+            )
+
+    def _define(self, draft: Draft, rank: int, record: Record) -> None:
+        old = draft.record(rank)
+        if old == record:
+            return
+        draft.define(rank, record)
+        what = "" if old is None else changes(old, record)
+        if what and self._pool.in_use(rank):
+            draft.drain(IdSet([rank]), f"came back changed while jobs hold some of it: {what}", Mode.UPDATE)
+
+    def _online_changed(self, rank: int, online: bool) -> None:
+        here = IdSet([rank])
+        self._pool.set_lively(here)
+        if online:
+            self._pool.set_up(here)
+            self._scheduler.wake()
+        else:
+            self._pool.set_down(here)
+        self._changes.note("online" if online else "offline", rank)
+
+    def _torpid(self, request: Request) -> WireMap:
+        request.require_owner()
+        ask = request.parse(_Torpid)
+        if self._ranks.online(ask.rank) and ask.torpid != (ask.rank in self._pool.torpid_ranks()):
+            if ask.torpid:
+                self._pool.set_torpid(IdSet([ask.rank]))
+            else:
+                self._pool.set_lively(IdSet([ask.rank]))
+                self._scheduler.wake()
+            self._changes.note("torpid" if ask.torpid else "lively", ask.rank)
+        return {}
+
+    # --- drains
+
+    def _drain(self, request: Request) -> None:
+        request.require_owner()
+        ask = request.parse(_Drain)
+        targets = self._resolve(ask.targets)
+        self._answer(request, lambda draft: draft.drain(targets, ask.reason, ask.mode))
+
+    def _undrain(self, request: Request) -> None:
+        request.require_owner()
+        ask = request.parse(_Drain)
+        targets = self._resolve(ask.targets)
+        self._answer(request, lambda draft: draft.undrain(targets, ask.reason, ask.mode))
+
+    def _declare_lost(self, request: Request) -> None:
+        request.require_owner()
+        ask = request.parse(_Declare)
+        targets = self._resolve(ask.ranks)
+
+        def change(draft: Draft) -> None:
+            online = targets & self._ranks.online_ranks()
+            if online:
+                raise RpcError(errno.EBUSY, f"online: rank {online}; only offline ranks can be declared lost")
+            draft.declare(targets, ask.reason or LOST)
+
+        self._answer(request, change)
+
+    def _confirm(self, request: Request) -> None:
+        request.require_owner()
+        rank = request.parse(_Confirm).rank
+        self._known(rank)
+
+        def change(draft: Draft) -> None:
+            if not self._ranks.online(rank):
+                raise RpcError(errno.EAGAIN, f"rank {rank} is not online: it has to join first")
+            draft.confirm(rank)
+
+        self._answer(request, change)
+
+    def _answer(self, request: Request, change: Change) -> None:
+        """Make a change, and answer when it is durable."""
+
+        def done(error: RpcError | None) -> None:
+            if error is None:
+                request.respond()
+            else:
+                request.fail(error.errnum, error.text)
+
+        self._changes.put(change, done)
+
+    async def _changed(self, change: Change) -> None:
+        """Make a change, and return when it is durable. Raises RpcError."""
+        ended = trio.Event()
+        errors: list[RpcError] = []
+
+        def done(error: RpcError | None) -> None:
+            if error is not None:
+                errors.append(RpcError(error.errnum, error.text))
+            ended.set()
+
+        self._changes.put(change, done)
+        await ended.wait()
+        if errors:
+            raise errors[0]
+
+    def _apply(self, draft: Draft) -> None:
+        """A draft is durable."""
+        for rank, record in draft.records.items():
+            inventory = record.inventory(rank)
+            if self._pool.find(rank) is None:
+                self._pool.add(inventory)
+            else:
+                self._pool.replace(inventory)
+            self._ranks.remember(rank, record.statedir)
+        if draft.redrained:
+            self._apply_drains()
+
+    def _apply_drains(self) -> None:
+        drains = self._changes.drains
+        drained, before = drains.ranks(), self._pool.drained_ranks()
+        self._pool.drain(drained - before)
+        if undrained := before - drained:
+            self._pool.undrain(undrained)
+            self._scheduler.wake()
+        for rank, lost in drains.lost.items():
+            if self._ranks.declared(rank) is None:
+                self._ranks.declare(rank, lost.reason)
+        for rank in self._ranks.declarations().keys() - drains.lost.keys():
+            self._ranks.confirm(rank)
+
+    def _resolve(self, targets: str) -> IdSet:
+        return self._changes.records.resolve(targets, self._size)
+
+    def _known(self, rank: int) -> None:
+        if not 0 <= rank < self._size:
+            raise RpcError(errno.EINVAL, f"there is no rank {rank}: the instance has {self._size} ranks, from 0 on")
+
+    # --- questions
 
     def _status(self, request: Request) -> WireMap:
-        online = self._online()
+        online = self._ranks.online_ranks()
         return {
             "R": _encoded(self._all()),
-            "drain": {},
+            "drain": self._changes.drains.groups(),
             "online": str(online),
             "offline": str(IdSet(range(self._size)) - online),
             "exclude": "",
-            "torpid": "",
+            "torpid": str(self._pool.torpid_ranks()),
+            "lost": str(IdSet(self._changes.drains.lost)),
         }
 
     def _sched_status(self, request: Request) -> WireMap:
@@ -67,13 +330,21 @@ class ResourceService:
 
     def _group(self, request: Request) -> WireMap:
         name = request.parse(_Group).name
-        if name != "broker.online":
-            raise RpcError(errno.ENOENT, f"there is no group {name!r}")
-        return {"members": str(self._online())}
+        if name == "broker.online":
+            return {"members": str(self._ranks.online_ranks())}
+        if name == "broker.torpid":
+            return {"members": str(self._pool.torpid_ranks())}
+        raise RpcError(errno.ENOENT, f"there is no group {name!r}")
 
     def _all(self) -> ResourceSet:
+        inventory = self._pool.inventory()
+        having: dict[str, list[int]] = {}
+        for each in inventory:
+            for name in each.properties:
+                having.setdefault(name, []).append(each.rank)
         return ResourceSet(
-            targets=tuple(Target(rank=i.rank, host=i.host, cores=i.cores, gpus=i.gpus) for i in self._pool.inventory())
+            targets=tuple(Target(rank=i.rank, host=i.host, cores=i.cores, gpus=i.gpus) for i in inventory),
+            properties={name: IdSet(having[name]) for name in sorted(having)} or None,
         )
 
 

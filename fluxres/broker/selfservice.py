@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -33,7 +34,7 @@ class _Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SelfService:
-    """Serves them for one incarnation. `state` is the broker's own: init, run, shutdown."""
+    """Serves them for one incarnation. `state` is the broker's own; `shutdown` ends it, and all below."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class SelfService:
         services: list[Service],
         stalls: StallMeter,
         logbuffer: LogBuffer,
-        shutdown: trio.Event,
+        shutdown: Callable[[], None],
     ) -> None:
         self._rank = rank
         self._uuid = uuid
@@ -52,7 +53,7 @@ class SelfService:
         self._stalls = stalls
         self._log = logbuffer
         self._shutdown = shutdown
-        self._state = "init"
+        self._state = "join"
         self._since = trio.current_time()
         broker = Service("broker", router)
         broker.method("ping", self._ping)
@@ -92,7 +93,7 @@ class SelfService:
     def _shut_down(self, request: Request) -> None:
         request.require_owner()
         log.info("shutting down: asked by uid %d", request.userid)
-        self._shutdown.set()
+        self._shutdown()
 
     def _get_state(self, request: Request) -> WireMap:
         return {"state": self._state, "duration": trio.current_time() - self._since}

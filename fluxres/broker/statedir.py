@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 import uuid
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -25,13 +25,28 @@ PRIVATE: Final = 0o700
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Who this statedir is: its own `id`, the `instance` it belongs to, and the incarnations begun on it.
 
-    `epoch_ms` is when it was made, in milliseconds since 1970: the epoch of its jobids (RFC 19).
+    `instance` is empty for a rank that has never joined one: rank 0 draws it, the others adopt it. `epoch_ms` is when
+    it was made, in milliseconds since 1970: the epoch of its jobids (RFC 19).
     """
 
     id: str
     instance: str
     incarnations: int
     epoch_ms: int
+
+
+class Identities(Protocol):
+    """Where a rank keeps who it is."""
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+
+    def begin_incarnation(self, *, root: bool) -> Identity:
+        """Count one more incarnation, durably, and return the identity; the `root` names its instance."""
+
+    def adopt(self, identity: Identity, instance: str) -> Identity:
+        """Belong to `instance` from now on, durably."""
 
 
 class Statedir:
@@ -63,19 +78,34 @@ class Statedir:
         """The path of the KVS."""
         return os.path.join(self.path, STORE)
 
-    def begin_incarnation(self) -> Identity:
-        """Count one more incarnation, durably, and return the identity. Raises FluxresError."""
+    def begin_incarnation(self, *, root: bool) -> Identity:
+        """Count one more incarnation, durably, and return the identity; the `root` names its instance.
+
+        Raises FluxresError.
+        """
         old = self._read()
         fresh = Identity(
             id=old.id if old else str(uuid.uuid4()),
-            instance=old.instance if old else str(uuid.uuid4()),
+            instance=(old.instance if old else "") or (str(uuid.uuid4()) if root else ""),
             incarnations=old.incarnations + 1 if old else 1,
             epoch_ms=old.epoch_ms if old else int(time.time() * 1000) - 1,
         )
+        self._write(fresh)
+        return fresh
+
+    def adopt(self, identity: Identity, instance: str) -> Identity:
+        """Belong to `instance` from now on, durably. Raises FluxresError."""
+        if identity.instance == instance:
+            return identity
+        adopted = msgspec.structs.replace(identity, instance=instance)
+        self._write(adopted)
+        return adopted
+
+    def _write(self, identity: Identity) -> None:
         path = os.path.join(self.path, IDENTITY)
         try:
             with open(f"{path}.new", "wb") as file:
-                file.write(msgspec.json.encode(fresh))
+                file.write(msgspec.json.encode(identity))
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(f"{path}.new", path)
@@ -86,7 +116,6 @@ class Statedir:
                 os.close(directory)
         except OSError as error:
             raise FluxresError(f"cannot write {path}: {error.strerror}") from error
-        return fresh
 
     def _read(self) -> Identity | None:
         path = os.path.join(self.path, IDENTITY)

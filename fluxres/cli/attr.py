@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fluxres.cli.common import Explain, attribute, field, parser, whole_number
+from fluxres.cli.common import Explain, attribute, field, parser
+from fluxres.cli.ranks import rank_number
 from fluxres.client import Client
 from fluxres.wire.messages import NODEID_ANY
 
@@ -12,7 +13,7 @@ NAME_WIDTH = 40
 def getattr_main(argv: list[str]) -> int:
     """`fluxres getattr [-r RANK] NAME`: print a value."""
     made = parser("getattr", "Show the value of a broker attribute")
-    made.add_argument("-r", "--rank", type=whole_number, default=NODEID_ANY, help="ask this rank's broker")
+    made.add_argument("-r", "--rank", type=rank_number, default=NODEID_ANY, help="ask this rank's broker")
     made.add_argument("name", metavar="NAME")
     args = made.parse_args(argv)
     with Client.connect(args.uri) as client:
@@ -23,7 +24,7 @@ def getattr_main(argv: list[str]) -> int:
 def setattr_main(argv: list[str]) -> int:
     """`fluxres setattr [-r RANK] NAME VALUE`: set a value; immutable attributes refuse."""
     made = parser("setattr", "Set the value of a broker attribute")
-    made.add_argument("-r", "--rank", type=whole_number, default=NODEID_ANY, help="ask this rank's broker")
+    made.add_argument("-r", "--rank", type=rank_number, default=NODEID_ANY, help="ask this rank's broker")
     made.add_argument("name", metavar="NAME")
     made.add_argument("value", metavar="VALUE")
     args = made.parse_args(argv)
@@ -35,7 +36,7 @@ def setattr_main(argv: list[str]) -> int:
 def lsattr_main(argv: list[str]) -> int:
     """`fluxres lsattr [-v] [-r RANK]`: print all names, with -v their values too."""
     made = parser("lsattr", "List broker attributes (-v: with their values)")
-    made.add_argument("-r", "--rank", type=whole_number, default=NODEID_ANY, help="ask this rank's broker")
+    made.add_argument("-r", "--rank", type=rank_number, default=NODEID_ANY, help="ask this rank's broker")
     args = made.parse_args(argv)
     with Client.connect(args.uri) as client, Explain("list attributes"):
         attrs = field(client.call("attr.list", {}, nodeid=args.rank), "attrs", list)

@@ -1,9 +1,9 @@
 """`fluxres health`: whether each service of a broker keeps up (flux-core issue 2797).
 
-For each broker asked, a line about its event loop, and a table of its services: how many requests are
-unanswered, and the age of the oldest. A broker that does not answer in time is what one looks for, so all are
-asked at once, and each has its own verdict: a report, or an error line on stderr. --timeout bounds it all, connecting
-included. Exit status 1 where any broker has not answered.
+For each broker asked, a line about its event loop, a table of its services: how many requests are unanswered, and the
+age of the oldest; then each request that waits too long, with the stack where its handler hangs. A broker that does not
+answer in time is what one looks for, so all are asked at once, and each has its own verdict: a report, or an error line
+on stderr. --timeout bounds it all, connecting included. Exit status 1 where any broker has not answered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
 from fluxres.base.fsd import format_fsd, parse_fsd
-from fluxres.cli.common import argument, attribute, field, number, parser, whole_number
+from fluxres.cli.common import argument, attribute, field, number, parser, printable
+from fluxres.cli.ranks import complaint, rank_number
 from fluxres.client import CONNECT_TIMEOUT, Client
 from fluxres.wire.messages import NODEID_ANY
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     made = parser("health", "Show whether each service of a broker keeps up")
     which = made.add_mutually_exclusive_group()
-    which.add_argument("-r", "--rank", type=whole_number, default=NODEID_ANY, help="ask this rank's broker")
+    which.add_argument("-r", "--rank", type=rank_number, default=NODEID_ANY, help="ask this rank's broker")
     which.add_argument("--all", action="store_true", help="ask all brokers")
     made.add_argument("--tasks", action="store_true", help="show the tree of tasks, with their stacks")
     made.add_argument("--timeout", type=argument(parse_fsd), default=TIMEOUT, metavar="FSD", help="wait this long (5s)")
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
         shown = 0
         for rank, matchtag in asked.items():
             reply = client.receive_for(matchtag, _left(deadline))
-            why = f"no answer within {format_fsd(args.timeout)}" if reply is None else reply.error and reply.error.text
+            why = complaint(reply, args.timeout)
             if reply is None or why is not None:
                 name = "the broker" if rank == NODEID_ANY else f"rank {rank}"
                 print(f"fluxres-health: cannot show the health of {name}: {why}", file=sys.stderr)
@@ -75,9 +76,21 @@ def report(health: WireMap) -> list[str]:
         queue = field(each, "queue", int)
         oldest = _age(number(each, "oldest")) if queue else "-"
         lines.append(f"{field(each, 'name', str):<{width}}  {queue:>5}  {oldest:>6}")
+    lines += [line for each in services for line in _stuck(each)]
     tasks = health.get("tasks")
     if isinstance(tasks, str):
         lines += ["", *tasks.rstrip("\n").split("\n")]
+    return lines
+
+
+def _stuck(service: WireMap) -> list[str]:
+    """The lines about the requests of a service that have waited too long."""
+    lines: list[str] = []
+    for each in field(service, "stuck", list):
+        stack = field(each, "stack", list)
+        where = "" if stack else " (no task of its own handles it)"
+        lines += ["", f"{field(each, 'topic', str)} unanswered for {_age(number(each, 'age'))}{where}"]
+        lines += [f"  {printable(str(line))}" for line in stack]
     return lines
 
 

@@ -12,6 +12,7 @@ import time
 from fluxres.base.errors import RpcError
 from fluxres.base.fsd import parse_fsd
 from fluxres.cli.common import argument, parser, whole_number
+from fluxres.cli.ranks import MAX_RANK
 from fluxres.client import Client
 from fluxres.wire.messages import NODEID_ANY, NODEID_UPSTREAM
 
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     made.add_argument("target", nargs="?", default="broker", metavar="TARGET")
     args = made.parse_args(argv)
     rank, service = _target(args.rank, args.target)
-    if not (rank in _WORDS or (rank.isascii() and rank.isdigit())):
+    if not (rank in _WORDS or (rank.isascii() and rank.isdigit() and int(rank) <= MAX_RANK)):
         made.error(f"{rank!r} is no rank")
     if args.pad > MAX_PAD:
         made.error(f"--pad is {MAX_PAD} at most")

@@ -1,7 +1,8 @@
 """`fluxres uptime`: one line about the instance, like uptime(1)'s (flux-uptime(1)).
 
-    16:12:07 run 2.1h,  owner grond,  depth 0,  size 8,  1 drained,  1 offline
+    16:12:07 run 2.1h,  owner grond,  depth 0,  size 8,  1 drained,  3 offline (2 lost)
 
+Offline is who is not there, lost are those of them that were and went without saying so, and all behind them.
 Unless the broker is in state `run`, the duration is that of its state, and nothing is said of the instance.
 """
 
@@ -11,7 +12,7 @@ import errno
 import time
 from typing import TYPE_CHECKING
 
-from fluxres.base.errors import RpcError
+from fluxres.base.errors import FluxresError, RpcError
 from fluxres.base.idset import IdSet
 from fluxres.cli.common import Explain, attribute, field, number, parser
 from fluxres.client import Client
@@ -56,7 +57,23 @@ def _counts(client: Client, size: int) -> str:
     drained = sum(len(IdSet.parse(ids)) for ids in drain) if isinstance(drain, dict) else 0
     online = _ask(client, "groups.get", {"name": "broker.online"}).get("members")
     offline = size - len(IdSet.parse(online)) if isinstance(online, str) else 0
-    return "".join(f",  {n} {what}" for n, what in ((drained, "drained"), (offline, "offline")) if n)
+    lost = _lost(client, size) if offline else 0
+    away = f"offline ({lost} lost)" if lost else "offline"
+    return "".join(f",  {n} {what}" for n, what in ((drained, "drained"), (offline, away)) if n)
+
+
+def _lost(client: Client, size: int) -> int:
+    """How many ranks are lost, or behind one that is; 0 where the tree does not tell."""
+    from fluxres.cli.overlay import TIMEOUT, Gather
+    from fluxres.cli.overlay_tree import LOST, assemble
+    from fluxres.cli.ranks import get_topology
+
+    try:
+        topology = get_topology(client.call, size)
+        seen = assemble(0, topology, Gather(client, topology, TIMEOUT).run(0))
+    except FluxresError:
+        return 0  # of no use here: what is offline has been counted
+    return sum(what.status == LOST for what in seen.values())
 
 
 def _disabled(client: Client) -> list[str]:

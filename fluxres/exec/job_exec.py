@@ -3,15 +3,17 @@
 | topic              | payload                             | what it does                                              |
 |--------------------|-------------------------------------|-----------------------------------------------------------|
 | job-exec.start     | id, userid, jobspec, R, tasks,      | streaming, RFC 32 responses; `killed` says that a fatal   |
-|                    | taskmap, nonce, t_submit, reattach, | exception is logged already                               |
-|                    | killed                              |                                                           |
+|                    | taskmap, nonce, t_submit, reattach, | exception is logged already, `released` which ranks'      |
+|                    | killed, released                    | release is                                                |
 | job-exec.kill      | id, signum                          | signal the job's tasks                                    |
 | job-exec.end       | id                                  | a fatal exception is logged: end the tasks                |
-| job-exec.released  | id                                  | the job's final `release` is durable                      |
+| job-exec.released  | id, ranks, final                    | a `release` of the job is durable; `ranks` may be "all"   |
 | job-exec.stdin     | id, data, encoding, eof, offset     | standard input, answered when it is durable               |
-| job-exec.inventory | rank, ids                           | what a rank has on disk; answers {unknown}                |
+| job-exec.inventory | rank, ids                           | what a rank has on disk; answers {unknown, lost}          |
 
-`tasks` are [rank, first task, number of tasks], the layout that the manager made of jobspec and R.
+`tasks` are [rank, first task, number of tasks], the layout that the manager made of jobspec and R. Of an inventory,
+`unknown` are jobs of which nothing is to be kept, and `lost` active ones whose part on that rank has ended as far as
+rank 0 is concerned (declared lost, say): what still runs of it is to be killed, and then nothing of it to be kept.
 """
 
 from __future__ import annotations
@@ -20,18 +22,20 @@ import base64
 import errno
 import logging
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 import msgspec
 
 from fluxres.base.errors import RpcError
 from fluxres.base.eventlog import Event, encode
 from fluxres.base.eventlog import decode as decode_events
+from fluxres.base.idset import IdSet
 from fluxres.base.jobid import JobId, f58, kvs_path
 from fluxres.base.json import JsonObject, JsonValue
-from fluxres.exec.job_run import JobRun, Plan
+from fluxres.exec.job_run import JobRun, Plan, Subtree
 from fluxres.exec.progress import decode, guest_namespace, progress_key
-from fluxres.exec.spec import ExecSettings, build_spec
+from fluxres.exec.ranks import Ranks
+from fluxres.exec.spec import ExecSettings, SpecBuilder
 from fluxres.exec.stdin import INPUT_KEY, StoredInput
 from fluxres.exec.translate import EXEC_EVENTLOG_KEY
 from fluxres.kvs.kvs import Kvs
@@ -43,6 +47,9 @@ from fluxres.rpc.server import Request, Service
 from fluxres.wire.payload import WireMap
 
 log = logging.getLogger("fluxres.exec")
+
+ALL: Final = "all"
+"""What RFC 21 says for the ranks of a release, where they are not told one by one."""
 
 
 class _Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +63,7 @@ class _Start(msgspec.Struct, frozen=True, kw_only=True):
     t_submit: float
     reattach: bool
     killed: bool = False
+    released: str = ""
 
 
 class _Signal(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +73,12 @@ class _Signal(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Id(msgspec.Struct, frozen=True, kw_only=True):
     id: AnyJobId
+
+
+class _Released(msgspec.Struct, frozen=True, kw_only=True):
+    id: AnyJobId
+    ranks: str = ALL
+    final: bool = True
 
 
 class _Stdin(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +98,8 @@ class JobExec:
     """Runs jobs for the manager.
 
     `is_active` tells whether the manager has a job; `is_known` also of those whose records cannot be read, and whose
-    directories are therefore kept.
+    directories are therefore kept. `ranks` tells who is online, and `subtree` runs a block in the scope of the child
+    that leads to a rank.
     """
 
     def __init__(
@@ -93,8 +108,9 @@ class JobExec:
         router: Router,
         handle: Handle,
         kvs: Kvs,
+        ranks: Ranks,
+        subtree: Subtree,
         instance: str,
-        uri: str,
         settings: ExecSettings,
         is_active: Callable[[JobId], bool],
         is_known: Callable[[JobId], bool],
@@ -102,8 +118,9 @@ class JobExec:
     ) -> None:
         self._handle = handle
         self._kvs = kvs
+        self._ranks = ranks
+        self._subtree = subtree
         self._instance = instance
-        self._uri = uri
         self._settings = settings
         self._is_active = is_active
         self._is_known = is_known
@@ -132,6 +149,8 @@ class JobExec:
             self._plan(ask),
             kvs=self._kvs,
             handle=self._handle,
+            ranks=self._ranks,
+            subtree=self._subtree,
             respond=request.respond,
             now=self._now,
         )
@@ -153,29 +172,25 @@ class JobExec:
                 raise RpcError(errno.ENOENT, f"job {f58(jobid)} has no progress record for rank {rank}")
             ranks[rank] = decode(record)
 
-        def spec(rank: int) -> bytes:
-            return build_spec(
-                jobid=jobid,
-                rank=rank,
-                nonce=ask.nonce,
-                instance=self._instance,
-                userid=ask.userid,
-                jobspec=cast("JsonObject", ask.jobspec),
-                resources=cast("JsonObject", ask.R),
-                layout=layout,
-                taskmap=cast("JsonValue", ask.taskmap),
-                uri=self._uri,
-                t_submit=ask.t_submit,
-                settings=self._settings,
-            )
-
+        spec = SpecBuilder(
+            jobid=jobid,
+            nonce=ask.nonce,
+            instance=self._instance,
+            userid=ask.userid,
+            jobspec=cast("JsonObject", ask.jobspec),
+            resources=cast("JsonObject", ask.R),
+            layout=layout,
+            taskmap=cast("JsonValue", ask.taskmap),
+            t_submit=ask.t_submit,
+        )
         return Plan(
             jobid=jobid,
             nonce=ask.nonce,
             ranks=ranks,
-            spec=spec,
+            spec=spec.build,
             reattach=ask.reattach,
             killed=ask.killed,
+            released=_ranks(ask.released),
             kill_timeout=self._settings.kill_timeout,
         )
 
@@ -207,12 +222,26 @@ class JobExec:
 
     def _released(self, request: Request) -> None:
         request.require_owner()
-        self._run(request.parse(_Id).id).released()
+        ask = request.parse(_Released)
+        ranks = None if ask.ranks == ALL else _ranks(ask.ranks)
+        self._run(ask.id).released(ranks, final=ask.final)
 
     def _inventory(self, request: Request) -> WireMap:
         request.require_owner()
         ask = request.parse(_Inventory)
-        return {"unknown": [jobid for jobid in ask.ids if not self._is_known(JobId(jobid))]}
+        unknown = [jobid for jobid in ask.ids if not self._is_known(JobId(jobid))]
+        return {"unknown": [*unknown], "lost": [jobid for jobid in ask.ids if self._has_ended(jobid, ask.rank)]}
+
+    def _has_ended(self, jobid: int, rank: int) -> bool:
+        """Whether an active job's part on `rank` has ended, durably."""
+        if not self._is_active(JobId(jobid)):
+            return False
+        try:
+            record = self._kvs.get(PRIMARY, progress_key(JobId(jobid), rank))
+            return record is not None and decode(record).ended
+        except (RpcError, ValueError) as error:  # then nothing of it is touched
+            log.error("cannot read how far job %s has come on rank %d: %s", f58(jobid), rank, error)
+            return False
 
     async def _stdin(self, request: Request) -> WireMap:
         ask = request.parse(_Stdin)
@@ -277,3 +306,10 @@ class JobExec:
             context["eof"] = True
         line = encode(Event(self._now(), "data", context))
         return Append(guest_namespace(jobid), INPUT_KEY, line.encode())
+
+
+def _ranks(text: str) -> IdSet:
+    try:
+        return IdSet.parse(text)
+    except ValueError as error:
+        raise RpcError(errno.EPROTO, f"cannot take these ranks: {error}") from error

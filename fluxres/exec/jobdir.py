@@ -17,6 +17,7 @@ from typing import Final, cast
 
 from fluxres.base.errors import FluxresError
 from fluxres.base.jobid import JobId, dothex, parse_jobid
+from fluxres.exec.host import Identity
 from fluxres_shell.cgroup import JobCgroup
 from fluxres_shell.find import SPEC
 
@@ -33,15 +34,15 @@ def job_path(statedir: str, jobid: JobId, rank: int) -> str:
     return os.path.join(statedir, JOBS, dothex(jobid), str(rank))
 
 
-def exists(path: str) -> bool:
-    """Whether there is such a directory. A look at a local disk: quick enough for the event loop."""
-    return os.path.isdir(path)
+def open_directory(path: str) -> int:
+    """A descriptor of the directory `path`. Raises OSError."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[int]:
     """A descriptor of the directory `path`, closed at the end. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = open_directory(path)
     try:
         yield fd
     finally:
@@ -65,15 +66,15 @@ def prepare(statedir: str, jobid: JobId, rank: int, spec: bytes) -> bool:
     return fresh
 
 
-def spec_identity(path: str) -> tuple[str, str] | None:
-    """The (nonce, instance id) that the spec in `path` names; None where it is missing or no spec. Raises OSError."""
+def spec_identity(path: str) -> Identity | None:
+    """Whose the spec in `path` says it is; None where it is missing or no spec. Raises OSError."""
     try:
         with open(os.path.join(path, SPEC), "rb") as file:
             spec = cast("object", json.loads(file.read(SPEC_MAX)))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     if isinstance(spec, dict) and isinstance(spec.get("nonce"), str) and isinstance(spec.get("instance"), str):
-        return spec["nonce"], spec["instance"]
+        return Identity(spec["nonce"], spec["instance"])
     return None
 
 
@@ -125,3 +126,9 @@ def discard(statedir: str, jobid: JobId, rank: int) -> None:
 def trash_path(statedir: str) -> str:
     """Where discarded directories wait to be removed."""
     return os.path.join(statedir, TRASH)
+
+
+def discarded(statedir: str) -> list[str]:
+    """The paths of the directories in the trash."""
+    trash = trash_path(statedir)
+    return [os.path.join(trash, name) for name in os.listdir(trash)] if os.path.isdir(trash) else []

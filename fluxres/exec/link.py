@@ -1,4 +1,4 @@
-"""The connection to one job shell: frames of CBOR maps over its socket (DESIGN §9).
+"""The connection to one real job shell, a `host.ShellLink`: frames of CBOR maps over its socket (DESIGN §9).
 
 Thin: what arrives is handed out as maps, what is sent goes out at once or waits for room. The broker never buffers
 records: it reads the next ones when rank 0's path has taken the last.
@@ -7,7 +7,7 @@ records: it reads the next ones when rank 0's path has taken the last.
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import trio
 
@@ -19,7 +19,7 @@ READ_SIZE = 256 * 1024
 """Bytes read from a shell at a time."""
 
 
-class ShellLink:
+class SocketLink:
     """A connection to a shell; use as an async iterator of the maps it sends."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -32,7 +32,7 @@ class ShellLink:
         async with self._lock:
             await self._stream.send_all(b"".join(frame(pack(message)) for message in messages))
 
-    async def __aiter__(self) -> AsyncIterator[WireMap]:
+    async def __aiter__(self) -> AsyncGenerator[WireMap, None]:
         """Messages until the shell closes. Raises ProtocolError, trio.BrokenResourceError."""
         while data := await self._stream.receive_some(READ_SIZE):
             for body in self._decoder.feed(bytes(data)):

@@ -46,7 +46,10 @@ class Decision(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """The facts about one shell's directory, each None or False where it was not looked at."""
+    """The facts about one shell's directory, each False where it was not looked at.
+
+    `may_start` and `begun` come from rank 0: whether a start is wanted still, and whether it has records of the shell.
+    """
 
     kind: Kind
     nonce_matches: bool = True
@@ -57,6 +60,11 @@ class Facts:
     reason: str = ""
     may_start: bool = False
     begun: bool = False
+
+    @property
+    def dead(self) -> bool:
+        """Whether there was a shell, and it is dead: the journal may be looked at."""
+        return self.kind in (Kind.DEAD, Kind.CORRUPT) and not self.locked
 
 
 NODE_REBOOTED: Final = "the node was rebooted while the job was running"

@@ -8,15 +8,20 @@
 | exec.ack      | id, seq                            | records up to `seq` are durable at rank 0                    |
 | exec.stdin    | id, offset, data, eof, task        | standard input for the job's tasks here                      |
 | exec.kill     | id, signum, force                  | signal the tasks; `force` kills the shell itself             |
-| exec.void     | id, nonce, note                    | nothing may start; answers {void}: whether nothing ran       |
+| exec.barrier  | id, name, seq                      | every rank of the job has entered the barrier                |
+| exec.void     | id, nonce, statedir, note          | nothing may start; answers {void}: whether nothing ran       |
 | exec.release  | id, seq                            | all up to `seq`, the exit record, is durable: it may go      |
 | exec.forget   | ids                                | `clean` is durable: the directories may go                   |
 
-At most one attendant attends a job here: a newer request ends an older one, as a newer incarnation of rank 0 does.
+A statedir that is not this rank's is refused with ESTALE: what rank 0 asks for was begun elsewhere. At most one
+attendant attends a job here: a newer request ends an older one, as a newer incarnation of rank 0 does.
+
+When the incarnation ends, so do the attendants: their shells go on, detached.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from typing import Annotated
@@ -26,15 +31,15 @@ import trio
 
 from fluxres.base.errors import RpcError
 from fluxres.base.jobid import JobId, f58
-from fluxres.exec import jobdir
-from fluxres.exec.attendant import Attendant
+from fluxres.exec.attendant import Attendant, void_start
 from fluxres.exec.forget import Forgetting
-from fluxres.exec.launcher import Launcher
+from fluxres.exec.host import ShellHost
+from fluxres.exec.spec import LocalSettings, complete_spec
 from fluxres.rpc.fields import AnyJobId, Signum
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
-from fluxres.wire.payload import WireMap
+from fluxres.wire.payload import Wire, WireMap
 
 log = logging.getLogger("fluxres.exec")
 
@@ -72,9 +77,16 @@ class _Kill(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
 
 
+class _Barrier(msgspec.Struct, frozen=True, kw_only=True):
+    id: AnyJobId
+    name: str
+    seq: int
+
+
 class _Void(msgspec.Struct, frozen=True, kw_only=True):
     id: AnyJobId
     nonce: _Nonce
+    statedir: str
     note: _Note
 
 
@@ -92,26 +104,30 @@ class _Active:
 
 
 class Shells:
-    """The shells of one rank."""
+    """The shells of one rank, in `host`; `local` is what their specs lack until they are here.
+
+    `statedir_id` and `instance` name this rank's statedir, and the instance that it belongs to.
+    """
 
     def __init__(
         self,
         *,
         router: Router,
         handle: Handle,
-        launcher: Launcher,
-        statedir: str,
+        host: ShellHost,
+        local: LocalSettings,
         statedir_id: str,
         instance: str,
     ) -> None:
-        self._router = router
+        self._rank = router.rank
         self._handle = handle
-        self._launcher = launcher
-        self._statedir = statedir
+        self._host = host
+        self._local = local
         self._statedir_id = statedir_id
         self._instance = instance
         self._active: dict[JobId, _Active] = {}
-        self._forgetting = Forgetting(statedir, router.rank)
+        self._forgetting = Forgetting(host)
+        self._nursery: trio.Nursery | None = None
         self.service = Service("exec", router, owner_only=True)
         self.service.task("start", self._attend)
         self.service.task("reattach", self._attend)
@@ -119,6 +135,7 @@ class Shells:
         self.service.method("ack", self._ack)
         self.service.method("stdin", self._stdin)
         self.service.method("kill", self._kill)
+        self.service.method("barrier", self._barrier)
         self.service.method("release", self._release)
         self.service.method("forget", self._forget)
         self.service.method("stats-get", lambda _: {"attached": self.attached})
@@ -130,53 +147,68 @@ class Shells:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; shells run on."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.service.run)
-            nursery.start_soon(self._forgetting.run)
+        async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(self.service.run)
+            self._nursery.start_soon(self._forgetting.run)
             task_status.started()
 
-    async def report(self) -> None:
-        """Tell rank 0 which jobs have a directory here; forget those that it no longer runs.
+    # --- what was here before
 
-        A directory of another instance is left alone, and shown in the log.
+    async def report(self) -> None:
+        """Tell rank 0 which jobs have a directory here, once `run` serves; clean up what it does not want any more.
+
+        Of what it answers, `unknown` jobs have ended: their directories are forgotten. Of the `lost` ones it has given
+        up this rank's part: they are put down, and when that is done, `resource.confirm` says that nothing of what was
+        given up lives here; also where there was nothing. A directory of another instance is left alone, and shown in
+        the log, and so is one that cannot be read: then nothing is confirmed.
         """
-        jobs = []
-        for jobid in jobdir.inventory(self._statedir, self._router.rank):
+        ids, certain = self._inventory()
+        answer = await self._handle.call("job-exec.inventory", {"rank": self._rank, "ids": ids})
+        for ended in _jobids(answer.get("unknown")):
+            log.info("discarding job %s: it has ended", f58(ended))
+            self._forgetting.add(ended)
+        assert self._nursery is not None, "report before run"
+        self._nursery.start_soon(self._put_down, _jobids(answer.get("lost")), certain, name="put down")
+
+    def _inventory(self) -> tuple[list[int], bool]:
+        """The jobs that have a directory here, and whether all could be read."""
+        ids, certain = [], True
+        for jobid in self._host.inventory():
             try:
-                identity = jobdir.spec_identity(jobdir.job_path(self._statedir, jobid, self._router.rank))
+                identity = self._host.identity(jobid)
             except OSError as error:
                 log.error("leaving job %s alone: cannot read its spec: %s", f58(jobid), error)
+                certain = False
                 continue
-            if identity is not None and identity[1] != self._instance:
-                log.warning("leaving job %s alone: it is of another instance, %s", f58(jobid), identity[1])
+            if identity is not None and identity.instance != self._instance:
+                log.warning("leaving job %s alone: it is of another instance, %s", f58(jobid), identity.instance)
             else:
-                jobs.append(int(jobid))
-        answer = await self._handle.call("job-exec.inventory", {"rank": self._router.rank, "ids": list(jobs)})
-        unknown = answer.get("unknown")
-        for ended in unknown if isinstance(unknown, list) else []:
-            if isinstance(ended, int):
-                log.info("discarding job %s: it has ended", f58(ended))
-                self._forgetting.add(JobId(ended))
+                ids.append(int(jobid))
+        return ids, certain
+
+    async def _put_down(self, lost: list[JobId], certain: bool) -> None:
+        for jobid in lost:
+            log.warning("killing what is left of job %s here: rank 0 has given it up", f58(jobid))
+        await self._forgetting.put_down(lost)
+        if certain:
+            self._handle.send("resource.confirm", {"rank": self._rank}, nodeid=0)
 
     # --- attending
 
     async def _attend(self, request: Request) -> None:
         ask = request.parse(_Attend)
-        if ask.statedir != self._statedir_id:
-            raise RpcError(errno.ESTALE, f"this rank has another statedir, {self._statedir_id}, not {ask.statedir}")
+        self._check_statedir(ask.statedir)
         jobid = JobId(ask.id)
-        path = jobdir.job_path(self._statedir, jobid, self._router.rank)
         fresh = ask.spec is not None and self._prepare(jobid, ask.spec)
         active = _Active(
             Attendant(
-                path=path,
+                self._host.shell(jobid, ask.nonce),
                 jobid=jobid,
-                rank=self._router.rank,
+                rank=self._rank,
                 nonce=ask.nonce,
                 cursor=ask.cursor,
                 may_start=ask.start,
                 fresh=fresh,
-                launcher=self._launcher,
             )
         )
         older = self._active.get(jobid)
@@ -196,29 +228,31 @@ class Shells:
             if self._active.get(jobid) is active:
                 del self._active[jobid]
 
+    def _check_statedir(self, statedir: str) -> None:
+        if statedir != self._statedir_id:
+            raise RpcError(errno.ESTALE, f"this rank has another statedir, {self._statedir_id}, not {statedir}")
+
     def _prepare(self, jobid: JobId, spec: bytes) -> bool:
         try:
-            return jobdir.prepare(self._statedir, jobid, self._router.rank, spec)
+            return self._host.prepare(jobid, complete_spec(spec, self._local))
         except OSError as error:
             raise RpcError(error.errno or errno.EIO, f"cannot prepare job {f58(jobid)}: {error}") from error
+        except ValueError as error:
+            raise RpcError(errno.EPROTO, f"cannot prepare job {f58(jobid)}: {error}") from error
 
     def _void(self, request: Request) -> WireMap:
+        """In one step with all that an attendant sees and does: the one that there is starts nothing from here on, and
+        one that comes later finds the claim."""
         ask = request.parse(_Void)
-        attendant = self._attendant(ask.id)
-        if attendant is None:
-            attendant = Attendant(
-                path=jobdir.job_path(self._statedir, JobId(ask.id), self._router.rank),
-                jobid=JobId(ask.id),
-                rank=self._router.rank,
-                nonce=ask.nonce,
-                cursor=0,
-                may_start=False,
-                launcher=self._launcher,
-            )
+        self._check_statedir(ask.statedir)
         try:
-            return {"void": attendant.void(ask.note)}
+            with contextlib.closing(self._host.shell(JobId(ask.id), ask.nonce)) as shell:
+                voided = void_start(shell, ask.note)
         except OSError as error:  # a full disk, say: rank 0 asks again
             raise RpcError(error.errno or errno.EIO, f"cannot void job {f58(ask.id)}: {error}") from error
+        if (attendant := self._attendant(ask.id)) is not None:
+            attendant.give_up_start()
+        return {"void": voided}
 
     def _attendant(self, jobid: int) -> Attendant | None:
         active = self._active.get(JobId(jobid))
@@ -238,11 +272,16 @@ class Shells:
         ask = request.parse(_Kill)
         attendant = self._attendant(ask.id)
         if attendant is None:
-            raise RpcError(errno.ESRCH, f"job {f58(ask.id)} is not attended on rank {self._router.rank}")
+            raise RpcError(errno.ESRCH, f"job {f58(ask.id)} is not attended on rank {self._rank}")
         if ask.force:
             attendant.force()
         elif not attendant.command({"type": "kill", "signum": ask.signum}):
             raise RpcError(errno.EAGAIN, f"the shell of job {f58(ask.id)} is not reading")
+
+    def _barrier(self, request: Request) -> None:
+        ask = request.parse(_Barrier)
+        if (attendant := self._attendant(ask.id)) is not None:
+            attendant.barrier_done(ask.name, ask.seq)
 
     def _release(self, request: Request) -> None:
         ask = request.parse(_Ack)
@@ -252,3 +291,7 @@ class Shells:
     def _forget(self, request: Request) -> None:
         for jobid in request.parse(_Ids).ids:
             self._forgetting.add(JobId(jobid))
+
+
+def _jobids(ids: Wire) -> list[JobId]:
+    return [JobId(jobid) for jobid in ids if isinstance(jobid, int)] if isinstance(ids, list) else []

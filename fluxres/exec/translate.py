@@ -2,7 +2,7 @@
 
 A batch of records becomes at most one append to `exec.eventlog` and one to `output`, so that it is committed, with the
 cursor, in one transaction. Output that is valid UTF-8 is stored as text, anything else as base64: per chunk, so that
-every byte can be told again (I3).
+every byte can be told again (I3). Of the ranks of a job only the leader, the first, tells of the shells' beginning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from fluxres_shell import records
 OUTPUT_KEY: Final = "output"
 EXEC_EVENTLOG_KEY: Final = "exec.eventlog"
 TIMEOUT_EVENT: Final = "shell.timeout"
-START_EVENT: Final = "shell.init"
+LEADER_EVENTS: Final = frozenset({"shell.init", "shell.start"})
+"""Events that are the same on every rank of a job, and are logged for the leader only."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,15 +30,16 @@ class Batch:
     """What a run of records says. `last` is the sequence number of its last record, 0 when it has none."""
 
     last: int = 0
-    started: bool = False
     timed_out: bool = False
     exit: records.ExitRecord | None = None
     events: list[str] = field(default_factory=list)
     output: list[str] = field(default_factory=list)
 
 
-def translate(payloads: Iterable[bytes], *, cursor: int) -> Batch:
+def translate(payloads: Iterable[bytes], *, cursor: int, leader: bool) -> Batch:
     """Read encoded records and drop those at or below `cursor`: they are committed already.
+
+    `leader` says that they are of the job's first rank.
 
     Raises ProtocolError for a record that cannot be decoded, that leaves a gap, or that follows the exit record.
     """
@@ -53,25 +55,24 @@ def translate(payloads: Iterable[bytes], *, cursor: int) -> Batch:
             )
         batch.last = record.seq
         try:
-            _take(batch, record)
+            _take(batch, record, leader=leader)
         except ValueError as error:
             raise ProtocolError(f"cannot take journal record {record.seq}: {error}") from error
     return batch
 
 
-def _take(batch: Batch, record: records.Record) -> None:
+def _take(batch: Batch, record: records.Record, *, leader: bool) -> None:
     match record:
         case records.EventRecord():
-            batch.started = batch.started or record.name == START_EVENT
             batch.timed_out = batch.timed_out or record.name == TIMEOUT_EVENT
-            batch.events.append(encode(Event(record.time, record.name, cast("JsonObject", record.context))))
+            if leader or record.name not in LEADER_EVENTS:
+                batch.events.append(encode(Event(record.time, record.name, cast("JsonObject", record.context))))
         case records.DataRecord():
             batch.output.append(_data_line(record))
         case records.EofRecord():
             context: JsonObject = {"stream": record.stream, "rank": str(record.task), "eof": True}
             batch.output.append(encode(Event(record.time, "data", context)))
         case records.ExitRecord():
-            batch.started = True
             batch.exit = record
 
 

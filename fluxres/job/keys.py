@@ -15,8 +15,8 @@ QUARANTINE: Final = "job-index.quarantine"
 """One key for each job whose record cannot be read; its value says why."""
 
 
-RESERVED: Final = frozenset({"job", "job-index", "job-submit", "job-manager"})
-"""Top-level keys that only the instance itself may write: what is lost there are jobs."""
+RESERVED: Final = frozenset({"job", "job-index", "job-submit", "job-manager", "resource"})
+"""Top-level keys that only the instance itself may write: what is lost there are jobs and drains."""
 
 
 def index_name(jobid: JobId) -> str:

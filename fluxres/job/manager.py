@@ -10,13 +10,15 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import trio
 
 from fluxres.base.errors import RpcError
 from fluxres.base.eventlog import Event
+from fluxres.base.idset import IdSet
 from fluxres.base.jobid import JobId, f58
+from fluxres.base.json import JsonValue
 from fluxres.job.allocate import allocation_ops
 from fluxres.job.ledger import Entry, Ledger
 from fluxres.job.records import JobRecords
@@ -33,8 +35,12 @@ from fluxres.wire.payload import WireMap
 
 log = logging.getLogger("fluxres.job-manager")
 
+Told = tuple[object, object, object]
+"""Type, severity and note of an exception."""
+
 EXEC_GONE: Final = frozenset({errno.ENOSYS, errno.ENOTRECOVERABLE})
 """Errors that tell nothing of the job: job-exec itself has ended, or has a bug."""
+NO_RANKS: Final = IdSet()
 
 
 class Manager:
@@ -59,6 +65,8 @@ class Manager:
         self._executing: set[JobId] = set()
         self._found: set[JobId] = set()
         """Jobs that had resources already in the life before: their shells may be there."""
+        self._logged: dict[JobId, set[Told]] = {}
+        """Of those, and once it is asked for, the exceptions that were logged before job-exec took them up."""
         self._requests: dict[JobId, Request] = {}
         """Requests of replayed jobs that are not with the scheduler yet."""
         self._unclaimed: set[JobId] = set()
@@ -112,7 +120,7 @@ class Manager:
             if entry.durable.allocated:
                 jobid = JobId(entry.durable.id)
                 self.records.remember_resources(jobid, self.records.resources(jobid))
-                self._claim(jobid, self.records.resources(jobid))
+                self._claim(jobid, self.records.held(entry.durable))
                 self._found.add(jobid)
         for entry in entries:
             self._log(entry, self._restart_events(entry.durable))
@@ -159,8 +167,10 @@ class Manager:
         jobid = JobId(job.id)
         if job.state is not JobState.SCHED and jobid in self.scheduler:
             self.scheduler.cancel(jobid)
-        if any(event.name == "release" and event.context.get("final") for event in events):
-            self._tell_exec("job-exec.released", jobid)
+        for event in events:
+            if event.name == "release":
+                ranks, final = event.context["ranks"], event.context["final"]
+                self._tell_exec("job-exec.released", jobid, ranks=ranks, final=final)
         if job.state is JobState.INACTIVE:
             self._forget(job)
         else:
@@ -207,7 +217,7 @@ class Manager:
         pool = self.scheduler.pool
         resources = from_allocation(
             decision.allocation,
-            {inventory.rank: inventory.host for inventory in pool.inventory()},
+            {rank: inventory.host for rank in decision.allocation.ranks() if (inventory := pool.find(rank))},
             starttime=self._now(),
             duration=jobspec.system.duration,
         )
@@ -222,14 +232,23 @@ class Manager:
         self.ledger.post(entry, self.ledger.event("alloc"), ops=ops)
 
     def _log(self, entry: Entry, events: Sequence[Event]) -> None:
-        """Log `events`. With `free` the resources go to others, whose `alloc` is committed after it, or with it."""
+        """Log `events`.
+
+        With `free` the resources go to others, with a partial `release` those of its ranks; the others' `alloc` is
+        committed after it, or with it.
+        """
+        before = entry.posted
         self.ledger.post(entry, *events)
-        if any(event.name == "free" for event in events):
-            jobid = JobId(entry.posted.id)
-            if jobid in self._unclaimed:
-                self._unclaimed.discard(jobid)
-            else:
-                self.scheduler.free(self.records.resources(jobid).allocation())
+        after = entry.posted
+        if after.released is not before.released:
+            self._free(after, self.records.held(before).only(after.released or NO_RANKS))
+        if before.allocated and not after.allocated:
+            self._free(after, self.records.held(after))
+            self._unclaimed.discard(JobId(after.id))
+
+    def _free(self, job: Job, resources: ResourceSet) -> None:
+        if JobId(job.id) not in self._unclaimed:
+            self.scheduler.free(resources.allocation())
 
     def _forget(self, job: Job) -> None:
         """`clean` is durable: the shells' directories may go."""
@@ -240,14 +259,15 @@ class Manager:
         self.records.forget(jobid)
         self._requests.pop(jobid, None)
         self._found.discard(jobid)
+        self._logged.pop(jobid, None)
         self.ended.set()
         self.ended = trio.Event()
 
     # --- execution (RFC 32)
 
-    def _tell_exec(self, topic: str, jobid: JobId) -> None:
+    def _tell_exec(self, topic: str, jobid: JobId, **more: JsonValue) -> None:
         if jobid in self._executing:
-            self._handle.send(topic, {"id": int(jobid)})
+            self._handle.send(topic, cast("WireMap", {"id": int(jobid), **more}))
 
     def _execute(self, jobid: JobId, *, reattach: bool) -> None:
         assert self._nursery is not None
@@ -303,16 +323,17 @@ class Manager:
             case {"type": "release", "data": {"ranks": str(ranks), "final": bool(final)}} if not job.final_release:
                 return self.ledger.event("release", ranks=ranks, final=final)
             case {"type": "exception", "data": {"type": str(kind), "severity": int(severity), "note": str(note)}}:
-                if not self._is_logged(job, kind, severity, note):
+                if not self._is_logged(JobId(job.id), (kind, severity, note)):
                     return self.ledger.event("exception", type=kind, severity=severity, note=note)
         return None
 
-    def _is_logged(self, job: Job, kind: str, severity: int, note: str) -> bool:
+    def _is_logged(self, jobid: JobId, told: Told) -> bool:
         """Whether a life before this one has logged that exception: job-exec says each once in a life."""
-        if job.exception is None:
+        if jobid not in self._found:
             return False
-        context = {"type": kind, "severity": severity, "note": note}
-        return any(
-            event.name == "exception" and context == {name: event.context.get(name) for name in context}
-            for event in self.records.events(JobId(job.id))
-        )
+        logged = self._logged.get(jobid)
+        if logged is None:
+            exceptions = [event.context for event in self.records.events(jobid) if event.name == "exception"]
+            logged = {(c.get("type"), c.get("severity"), c.get("note")) for c in exceptions}
+            self._logged[jobid] = logged
+        return told in logged

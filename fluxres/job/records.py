@@ -95,6 +95,11 @@ class JobRecords:
             return known
         return parse_r(cast("JsonValue", msgspec.json.decode(self.read(keys.r_key(jobid), f"R of {f58(jobid)}"))))
 
+    def held(self, job: Job) -> ResourceSet:
+        """The part of R that the job has not released. Raises RpcError as `resources` does."""
+        resources = self.resources(JobId(job.id))
+        return resources if job.released is None else resources.only(resources.ranks() - job.released)
+
     def start_request(self, job: Job, *, reattach: bool) -> WireMap:
         """The payload of `job-exec.start` (RFC 32), with the layout of the tasks."""
         jobid = JobId(job.id)
@@ -112,4 +117,5 @@ class JobRecords:
             "t_submit": job.t_submit or 0.0,
             "reattach": reattach,
             "killed": job.fatal,
+            "released": "" if job.released is None else str(job.released),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -16,6 +16,7 @@ import trio
 
 from fluxres.base.errors import RpcError
 from fluxres.rpc.calls import Calls, Reply
+from fluxres.rpc.gate import Gate
 from fluxres.rpc.router import Router
 from fluxres.wire.messages import NODEID_ANY, Message, Role, request
 from fluxres.wire.payload import WireMap, pack
@@ -33,8 +34,8 @@ class ResponseStream:
     def __init__(self) -> None:
         self._replies: deque[Reply] = deque()
         self._wake = trio.Event()
-        self._room = trio.Event()
-        self._room.set()
+        self.room = Gate()
+        """Open while fewer than `STREAM_BUFFER` replies wait, or nobody reads any more."""
 
     def __aiter__(self) -> AsyncIterator[WireMap]:
         return self
@@ -46,8 +47,7 @@ class ResponseStream:
         reply = self._replies[0]
         if reply.error is None:
             self._replies.popleft()
-            if len(self._replies) < STREAM_BUFFER:
-                self._room.set()
+            self._taken()
             return reply.payload
         if reply.error.errnum == errno.ENODATA:
             raise StopAsyncIteration
@@ -58,24 +58,19 @@ class ResponseStream:
         payloads = []
         while self._replies and self._replies[0].error is None:
             payloads.append(self._replies.popleft().payload)
-        if payloads and len(self._replies) < STREAM_BUFFER:
-            self._room.set()
+        self._taken()
         return payloads
 
     def put(self, reply: Reply) -> None:
         """Take the next reply (the handle calls this)."""
         self._replies.append(reply)
         self._wake.set()
-        if len(self._replies) >= STREAM_BUFFER and self._room.is_set():
-            self._room = trio.Event()
+        if len(self._replies) >= STREAM_BUFFER:
+            self.room.shut()
 
-    def release(self) -> None:
-        """Nobody reads any more: let the producer go on to learn of its cancellation."""
-        self._room.set()
-
-    async def room(self) -> None:
-        """Return as soon as fewer than `STREAM_BUFFER` replies wait."""
-        await self._room.wait()
+    def _taken(self) -> None:
+        if len(self._replies) < STREAM_BUFFER:
+            self.room.open()
 
 
 class Handle:
@@ -95,6 +90,10 @@ class Handle:
         """The handle's name in route stacks."""
         return self._id
 
+    @property
+    def hop(self) -> None:
+        """A handle is at home: it leads to no other broker."""
+
     def close(self) -> None:
         """Withdraw the handle: its requests are cancelled, and whoever still waits gets RpcError ECONNRESET."""
         self._closed = True
@@ -111,13 +110,21 @@ class Handle:
         if stream is not None:
             stream.put(reply)
 
-    async def drained(self, matchtag: int) -> None:
-        """Return as soon as the stream of `matchtag` has room, or has no reader any more."""
-        stream = self._streams.get(matchtag)
+    async def drained(self, asked: Message) -> None:
+        """Return as soon as the stream of `asked` has room, or has no reader any more."""
+        stream = self._streams.get(asked.matchtag)
         if stream is None:
             await trio.lowlevel.checkpoint()  # the producer learns of its cancellation here
         else:
-            await stream.room()
+            await stream.room.wait()
+
+    def on_room(self, asked: Message, callback: Callable[[], None]) -> None:
+        """Call `callback` once: as soon as the stream of `asked` has room, or has no reader any more."""
+        stream = self._streams.get(asked.matchtag)
+        if stream is None:
+            callback()
+        else:
+            stream.room.on_open(callback)
 
     def send(self, topic: str, payload: WireMap, *, nodeid: int = NODEID_ANY) -> None:
         """Send a request that wants no response."""
@@ -149,7 +156,7 @@ class Handle:
             yield replies
         finally:
             del self._streams[asked.matchtag]
-            replies.release()
+            replies.room.open()  # the producer learns of its cancellation there
             cancel = self._calls.abandon(asked.matchtag)
             if cancel is not None:
                 self._send(cancel)

@@ -22,27 +22,26 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable
 from enum import Enum
+from itertools import count
 from typing import Final, TypeVar
 
 import msgspec
 import trio
 
 from fluxres.base.errors import IllegalTransition, ProtocolError, RpcError
-from fluxres.rpc.router import Router
-from fluxres.rpc.tracker import came_through, error_response, is_terminal
-from fluxres.wire.framing import MAX_FRAME
-from fluxres.wire.messages import Message, Role, response_to
+from fluxres.rpc.router import MAX_PAYLOAD, Router
+from fluxres.rpc.tracker import ByRequest, Key, error_response, is_terminal
+from fluxres.wire.messages import NODEID_UPSTREAM, Message, Role, response_to
 from fluxres.wire.payload import WireMap, pack, unpack_map
 
 log = logging.getLogger("fluxres.service")
 T = TypeVar("T")
 
-MAX_OPEN: Final = 20_000
-"""Requests that one service may have unanswered; the next one gets EAGAIN."""
+MAX_OPEN: Final = 70_000
+"""Requests that one service may have open; the next one gets EAGAIN. (An instance may have 65,536 ranks, and each of
+them has a stream open at rank 0 as long as it is there.)"""
 MAX_SILENT: Final = 1000
 """Tasks that one service may run for requests that want no response; the next such request is dropped."""
-MAX_PAYLOAD: Final = MAX_FRAME - 64 * 1024
-"""Bytes of a response's payload: a frame also holds its header, route included."""
 
 
 class Ended(Enum):
@@ -56,14 +55,18 @@ class Ended(Enum):
 class Request:
     """One request as a handler sees it."""
 
-    __slots__ = ("_payload", "_service", "arrived", "ended", "message", "on_cancel", "scope")
+    __slots__ = ("_payload", "_service", "arrived", "begun", "ended", "message", "on_cancel", "scope", "task")
 
     def __init__(self, service: Service, message: Message, arrived: float) -> None:
         self._service = service
         self._payload: WireMap | None = None
         self.message = message
         self.arrived = arrived
+        self.begun = False
+        """Whether it has had a response, be it the first of many."""
         self.ended: Ended | None = None
+        self.task: trio.lowlevel.Task | None = None
+        """The task that runs its handler, once that has started."""
         self.scope: trio.CancelScope | None = None
         self.on_cancel: Callable[[], None] | None = None
         """For a deferred request: called once when its sender cancels or is gone; it may still answer."""
@@ -129,7 +132,7 @@ class Request:
         if endpoint is None:
             await trio.lowlevel.checkpoint()
         else:
-            await endpoint.drained(self.message.matchtag)
+            await endpoint.drained(self.message)
 
     def fail(self, errnum: int, text: str = "") -> None:
         """Send the error that ends the request."""
@@ -139,7 +142,6 @@ class Request:
 Method = Callable[[Request], WireMap | None]
 Deferred = Callable[[Request], None]
 TaskMethod = Callable[[Request], Awaitable[WireMap | None]]
-Key = tuple[tuple[str, ...], int]
 
 
 class Service:
@@ -152,9 +154,12 @@ class Service:
         self._methods: dict[str, Method] = {}
         self._deferred: dict[str, Deferred] = {}
         self._tasks: dict[str, TaskMethod] = {}
-        self._open: dict[Key, Request] = {}
-        self._silent: set[Request] = set()
-        """Requests in a task that want no response."""
+        self._upstream: set[str] = set()
+        self._open: ByRequest[Request] = ByRequest()
+        """Requests that want a response and whose handler does not answer at once."""
+        self._silent: ByRequest[Request] = ByRequest()
+        """Requests in a task that want no response; they have numbers for matchtags."""
+        self._numbers = count()
         self._nursery: trio.Nursery | None = None
         self.method("ping", lambda request: request.payload)
 
@@ -169,6 +174,10 @@ class Service:
     def task(self, name: str, handler: TaskMethod) -> None:
         """Run `handler` in a task for each `<service>.<name>`."""
         self._tasks[_allowed(name)] = handler
+
+    def upstream(self, name: str) -> None:
+        """Let the service of this name at the next broker towards rank 0 answer `<service>.<name>`."""
+        self._upstream.add(_allowed(name))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Register with the router and serve until cancelled.
@@ -191,10 +200,14 @@ class Service:
 
     # --- health
 
+    def waiting(self) -> list[Request]:
+        """The requests that have had no response at all yet, oldest first."""
+        return [request for request in self._open.values() if not request.begun]
+
     def queue(self) -> tuple[int, float]:
-        """How many requests are unanswered (streams apart), and since when the oldest of them (Trio's clock)."""
-        waiting = [r.arrived for r in self._open.values() if not r.message.is_streaming]
-        return len(waiting), min(waiting, default=trio.current_time())
+        """How many requests are `waiting`, and since when the oldest of them (Trio's clock)."""
+        waiting = self.waiting()
+        return len(waiting), waiting[0].arrived if waiting else trio.current_time()
 
     # --- what the router calls
 
@@ -209,28 +222,39 @@ class Service:
             if message.wants_response:
                 self.router.response(error_response(message, errno.EPROTO, f"{name} has no response"))
             return
+        if name in self._upstream and self.router.rank != 0:
+            self.router.request(message._replace(aux=NODEID_UPSTREAM))
+            return
+        method = self._methods.get(name)
         request = Request(self, message, trio.current_time())
         if message.wants_response:
             key = (message.route, message.matchtag)
-            if key in self._open or len(self._open) >= MAX_OPEN:
-                text = "its matchtag is in use" if key in self._open else f"{MAX_OPEN} requests are waiting"
-                self.router.response(error_response(message, errno.EAGAIN, f"cannot take {message.topic}: {text}"))
+            if key in self._open:
+                self._refuse(message, "its matchtag is in use")
                 return
-            self._open[key] = request
+            if method is None:
+                if len(self._open) >= MAX_OPEN:
+                    self._refuse(message, f"{MAX_OPEN} requests are waiting")
+                    return
+                self._open.add(key, request)
         if self._owner_only and not request.is_owner:
             request.fail(errno.EPERM, f"service {self.name} is for the instance owner")
+        elif method is not None:
+            self._answer_at_once(method, request)
         else:
             self._start(name, request)
 
     def disconnected(self, route: tuple[str, ...]) -> None:
         """Whoever sends with `route`, or through it, is gone: cancel its requests, answer none of them."""
-        for key in [key for key in self._open if came_through(key[0], route)]:
-            request = self._open.pop(key)
-            request.ended = Ended.DISCONNECTED
-            _cancel(request)
-        for request in self._silent:
-            if came_through(request.message.route, route):
+        for key in self._open.through(route):
+            if key in self._open:  # else the cancelling of another one has ended it
+                request = self._open.pop(key)
+                request.ended = Ended.DISCONNECTED
                 _cancel(request)
+        for key in self._silent.through(route):
+            silent = self._silent.get(key)
+            if silent is not None:
+                _cancel(silent)
 
     def send(self, request: Request, response: Message) -> None:
         """Send a response to `request` (handlers use the request's own methods)."""
@@ -240,46 +264,63 @@ class Service:
             raise IllegalTransition(
                 f"request {request.message.topic}", request.ended.value, f"respond {response.errnum}", []
             )
+        request.begun = True
         if is_terminal(response):
             request.ended = Ended.FAILED if response.errnum else Ended.ANSWERED
-            del self._open[request.message.route, request.message.matchtag]
+            key = (request.message.route, request.message.matchtag)
+            if key in self._open:
+                self._open.pop(key)
         self.router.response(response)
 
     # --- handlers
 
-    def _start(self, name: str, request: Request) -> None:
-        if (method := self._methods.get(name)) is not None:
-            self._guard(request, lambda: request.respond(method(request)))
-        elif (deferred := self._deferred.get(name)) is not None:
-            self._guard(request, lambda: deferred(request))
-        elif (task := self._tasks.get(name)) is not None and self._nursery is not None:
-            if not request.message.wants_response:
-                if len(self._silent) >= MAX_SILENT:
-                    log.warning("dropping a %s request: %d that want no response are running", name, MAX_SILENT)
-                    return
-                self._silent.add(request)
-            request.scope = trio.CancelScope()  # here, so that a cancel right behind the request finds it
-            self._nursery.start_soon(self._run_task, task, request, name=f"{self.name}.{name}")
-        else:
-            request.fail(errno.ENOSYS, f"service {self.name} has no method {name!r}")
+    def _refuse(self, message: Message, why: str) -> None:
+        self.router.response(error_response(message, errno.EAGAIN, f"cannot take {message.topic}: {why}"))
 
-    def _guard(self, request: Request, handle: Callable[[], None]) -> None:
+    def _answer_at_once(self, method: Method, request: Request) -> None:
         try:
-            handle()
+            request.respond(method(request))
         except RpcError as error:
             request.fail(error.errnum, error.text)
         except Exception as error:
             self._broken(request, error)
 
-    async def _run_task(self, handler: TaskMethod, request: Request) -> None:
+    def _start(self, name: str, request: Request) -> None:
+        """Begin what answers later, by a deferred handler or a task."""
+        if (deferred := self._deferred.get(name)) is not None:
+            try:
+                deferred(request)
+            except RpcError as error:
+                request.fail(error.errnum, error.text)
+            except Exception as error:
+                self._broken(request, error)
+        elif (task := self._tasks.get(name)) is not None and self._nursery is not None:
+            self._start_task(self._nursery, task, request)
+        else:
+            request.fail(errno.ENOSYS, f"service {self.name} has no method {name!r}")
+
+    def _start_task(self, nursery: trio.Nursery, handler: TaskMethod, request: Request) -> None:
+        topic = request.message.topic
+        request.scope = trio.CancelScope()  # here, so that a cancel right behind the request finds it
+        if request.message.wants_response:
+            nursery.start_soon(self._answer, handler, request, name=topic)
+        elif len(self._silent) >= MAX_SILENT:
+            log.warning("dropping a %s request: %d that want no response are running", topic, MAX_SILENT)
+        else:
+            key = (request.message.route, next(self._numbers))
+            self._silent.add(key, request)
+            nursery.start_soon(self._run_silent, handler, request, key, name=topic)
+
+    async def _run_silent(self, handler: TaskMethod, request: Request, key: Key) -> None:
         try:
             await self._answer(handler, request)
         finally:
-            self._silent.discard(request)
+            self._silent.pop(key)
 
     async def _answer(self, handler: TaskMethod, request: Request) -> None:
         if request.ended is not None or request.scope is None:
             return
+        request.task = trio.lowlevel.current_task()
         with request.scope:
             try:
                 payload = await handler(request)
@@ -315,6 +356,8 @@ class Service:
         request = self._open.get((message.route, matchtag)) if isinstance(matchtag, int) else None
         if request is not None:
             _cancel(request)
+        elif self._upstream and self.router.rank != 0:
+            self.router.request(message._replace(aux=NODEID_UPSTREAM))
 
 
 def _is_reserved(name: str) -> bool:

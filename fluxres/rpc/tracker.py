@@ -7,16 +7,25 @@ already ended is dropped. That is invariant I5 for requests that leave a broker.
 
 An entry is made by `sent`, and ended by the first of: a terminal response (`answered`), the loss of the
 hop (`lost`), the disconnect of whoever asked (`disconnected`).
+
+Entries are found by their key, by their hop, and by the neighbour that they came from: what a lost hop or a
+disconnect costs depends on what it ends, not on all that is under way.
 """
 
 from __future__ import annotations
 
 import errno
+from typing import Final, Generic, NamedTuple, TypeVar
 
-from fluxres.wire.messages import Message, MessageFlag, MessageType, request, response_to
+from fluxres.wire.messages import Message, MessageFlag, request, response_to
 from fluxres.wire.payload import pack
 
+T = TypeVar("T")
 Key = tuple[tuple[str, ...], int]
+"""The route stack, as it is here, and the matchtag of a request."""
+
+MAX_TEXT: Final = 4096
+"""Characters of an error's text that are sent."""
 
 
 def is_terminal(response: Message) -> bool:
@@ -26,7 +35,7 @@ def is_terminal(response: Message) -> bool:
 
 def error_response(asked: Message, errnum: int, text: str) -> Message:
     """The error response to `asked`; its payload is the text for people, as UTF-8."""
-    return response_to(asked, errnum=errnum, payload=text.encode(errors="replace"))
+    return response_to(asked, errnum=errnum, payload=text[:MAX_TEXT].encode(errors="replace"))
 
 
 def came_through(route: tuple[str, ...], via: tuple[str, ...]) -> bool:
@@ -34,56 +43,123 @@ def came_through(route: tuple[str, ...], via: tuple[str, ...]) -> bool:
     return route[-len(via) :] == via
 
 
-class Tracker:
-    """The requests that are under way over each hop."""
+class ByRequest(Generic[T]):
+    """A value for each of some requests, by key, that also finds those that came from one neighbour."""
+
+    __slots__ = ("_from", "_values")
 
     def __init__(self) -> None:
-        self._hops: dict[str, dict[Key, Message]] = {}
+        self._values: dict[Key, T] = {}
+        self._from: dict[str, dict[Key, None]] = {}
 
     def __len__(self) -> int:
-        return sum(len(entries) for entries in self._hops.values())
+        return len(self._values)
 
-    def sent(self, hop: str, asked: Message) -> None:
-        """Note that the request `asked` goes out over `hop`. One that wants no response is not kept."""
-        if asked.wants_response:
-            self._hops.setdefault(hop, {})[asked.route, asked.matchtag] = asked._replace(payload=None)
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def get(self, key: Key) -> T | None:
+        """The value for `key`, None where there is none."""
+        return self._values.get(key)
+
+    def values(self) -> list[T]:
+        """All values, in the order in which they were added."""
+        return list(self._values.values())
+
+    def add(self, key: Key, value: T) -> None:
+        """Keep `value` for a request that is not in here yet."""
+        self._values[key] = value
+        self._from.setdefault(key[0][-1], {})[key] = None
+
+    def pop(self, key: Key) -> T:
+        """Remove and return the value for `key`, which must be in here."""
+        value = self._values.pop(key)
+        sender = key[0][-1]
+        siblings = self._from[sender]
+        del siblings[key]
+        if not siblings:
+            del self._from[sender]
+        return value
+
+    def through(self, route: tuple[str, ...]) -> list[Key]:
+        """The requests that were sent with `route`, or went through whoever sends with it, oldest first."""
+        keys = self._from.get(route[-1], ())
+        return list(keys) if len(route) == 1 else [key for key in keys if came_through(key[0], route)]
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self._values.clear()
+        self._from.clear()
+
+
+class _Entry(NamedTuple):
+    hop: str
+    asked: Message
+    """The request, without its payload."""
+
+
+class Tracker:
+    """The requests that are under way over each hop. `len()` is how many there are."""
+
+    def __init__(self) -> None:
+        self._entries: ByRequest[_Entry] = ByRequest()
+        self._over: dict[str, dict[Key, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def sent(self, hop: str, asked: Message) -> bool:
+        """Note that the request `asked` goes out over `hop`. One that wants no response is not kept.
+
+        Returns False where a request with its route and matchtag is under way: it must not be sent.
+        """
+        if not asked.wants_response:
+            return True
+        key = (asked.route, asked.matchtag)
+        if key in self._entries:
+            return False
+        self._entries.add(key, _Entry(hop, asked if asked.payload is None else asked._replace(payload=None)))
+        self._over.setdefault(hop, {})[key] = None
+        return True
 
     def answered(self, hop: str, response: Message) -> bool:
         """Note a response that came over `hop`, its route as the request had it when it was sent.
 
         Returns False where its request has ended already: the response is late, and must be dropped.
         """
-        entries = self._hops.get(hop, {})
         key = (response.route, response.matchtag)
-        if key not in entries:
+        entry = self._entries.get(key)
+        if entry is None or entry.hop != hop:
             return False
         if is_terminal(response):
-            self._forget(hop, key)
+            self._forget(key)
         return True
 
     def lost(self, hop: str, why: str) -> list[Message]:
         """End everything that is under way over `hop`; returns one EHOSTUNREACH response for each."""
-        entries = self._hops.pop(hop, {})
-        return [error_response(asked, errno.EHOSTUNREACH, why) for asked in entries.values()]
+        ended = [self._forget(key) for key in list(self._over.get(hop, ()))]
+        return [error_response(entry.asked, errno.EHOSTUNREACH, why) for entry in ended]
 
-    def disconnected(self, route: tuple[str, ...]) -> list[tuple[str, Message]]:
-        """Whoever sends with `route` is gone, and all that sent through it: end their requests.
+    def disconnected(self, route: tuple[str, ...], service: str | None = None) -> list[tuple[str, Message]]:
+        """Whoever sends with `route` is gone, and all that sent through it: end their requests, or those to `service`.
 
         Returns, by hop, the cancel requests that tell the services.
         """
         cancels = []
-        for hop, entries in list(self._hops.items()):
-            for key in [key for key in entries if came_through(key[0], route)]:
-                asked = entries[key]
-                cancels.append((hop, cancel_request(asked)))
-                self._forget(hop, key)
+        for key in self._entries.through(route):
+            entry = self._entries.get(key)
+            if entry is not None and service in (None, entry.asked.service):
+                self._forget(key)
+                cancels.append((entry.hop, cancel_request(entry.asked)))
         return cancels
 
-    def _forget(self, hop: str, key: Key) -> None:
-        entries = self._hops[hop]
-        del entries[key]
-        if not entries:
-            del self._hops[hop]
+    def _forget(self, key: Key) -> _Entry:
+        entry = self._entries.pop(key)
+        over = self._over[entry.hop]
+        del over[key]
+        if not over:
+            del self._over[entry.hop]
+        return entry
 
 
 def cancel_request(asked: Message) -> Message:
@@ -96,5 +172,4 @@ def cancel_request(asked: Message) -> Message:
         userid=asked.userid,
         rolemask=asked.rolemask,
     )
-    assert cancel.type is MessageType.REQUEST
     return cancel._replace(route=asked.route)

@@ -1,8 +1,11 @@
 """The resource pool: which cores and GPUs of which ranks are free, and which of them a request gets.
 
-Pure and synchronous. A rank can be used while it is *up* and not *drained*; losing either takes nothing
-away from allocations that it already carries. `generation` counts the changes that can make a request fit
+Pure and synchronous. A rank can be used while it is *up*, not *drained* and not *torpid*; losing any of these takes
+nothing away from allocations that it already carries. `generation` counts the changes that can make a request fit
 that did not fit before, so that a policy need not try again while it stays the same.
+
+What a rank has may change from one of its lives to the next (`replace`), and jobs may hold what it no longer has:
+that stays claimed, can be given back, and is not given out again.
 
 Ranks are taken worst fit: the most free cores first, then the lowest rank. A slot never spans ranks.
 
@@ -21,12 +24,12 @@ from typing import Final
 from fluxres.base.errors import FluxresError
 from fluxres.base.idset import IdSet
 from fluxres.sched.constraint import ANY_RANK, Constraint, matches
-
-MAX_LOCAL_ID: Final = (1 << 16) - 1
-"""The largest core or GPU id of one rank: an id is a bit of an integer here."""
+from fluxres.sched.node import Node, bits_of, ids_of, lowest, shown
 
 MAX_CACHED_CONSTRAINTS: Final = 64
 """How many constraints the pool remembers the eligible ranks of."""
+MAX_REMEMBERED: Final = 1024
+"""Of how many requests the pool remembers whether they could ever be met."""
 
 NO_IDS: Final = IdSet()
 
@@ -93,33 +96,26 @@ class Allocation:
         return Allocation(shares=tuple(s for s in self.shares if s.rank in ranks), nslots=self.nslots)
 
 
-class _Node:
-    """One rank of the pool; ids are bits, and free ones are always among its own."""
-
-    __slots__ = ("cores", "free_cores", "free_gpus", "gpus", "inventory")
-
-    def __init__(self, inventory: Inventory) -> None:
-        self.inventory = inventory
-        self.cores = self.free_cores = _bits(inventory.cores, f"rank {inventory.rank} cores")
-        self.gpus = self.free_gpus = _bits(inventory.gpus, f"rank {inventory.rank} gpus")
-
-    def slots(self, request: Request, cores: int, gpus: int) -> int:
-        """How many of the request's slots these cores and GPUs hold."""
-        slots = cores.bit_count() // request.cores_per_slot
-        if request.gpus_per_slot:
-            slots = min(slots, gpus.bit_count() // request.gpus_per_slot)
-        return slots
-
-
 class Pool:
-    """The resources of the instance. Every rank starts *down*."""
+    """The resources of the instance, of `size` ranks in all. Every rank starts *down*.
 
-    def __init__(self, inventory: Iterable[Inventory] = ()) -> None:
+    What the ranks have that were never added is not known: a request that may fit on them is not unsatisfiable.
+    """
+
+    def __init__(self, inventory: Iterable[Inventory] = (), *, size: int = 0) -> None:
         self.generation = 0
-        self._nodes: dict[int, _Node] = {}
+        self._size = size
+        self._nodes: dict[int, Node] = {}
         self._up: set[int] = set()
         self._drained: set[int] = set()
-        self._eligible: dict[Constraint, tuple[_Node, ...]] = {}
+        self._torpid: set[int] = set()
+        self._usable: set[int] = set()
+        self._free: dict[int, int] = {}
+        """How many cores are free on each rank that can be used and has one free."""
+        self._free_cores = 0
+        """The sum of them."""
+        self._unsatisfiable: dict[Request, str | None] = {}
+        self._eligible: dict[Constraint, tuple[Node, ...]] = {}
         for each in inventory:
             self.add(each)
 
@@ -127,76 +123,142 @@ class Pool:
         """Take in one more rank, down; raises PoolError if it is there, ValueError for ids too large."""
         if inventory.rank in self._nodes:
             raise PoolError(f"cannot add rank {inventory.rank} to the resource pool: it is there")
-        self._nodes[inventory.rank] = _Node(inventory)
+        self._nodes[inventory.rank] = Node(inventory)
+        self._changed(inventory.rank)
+
+    def replace(self, inventory: Inventory) -> None:
+        """A rank of the pool has this now; what is in use stays so.
+
+        Raises PoolError if the rank is not there, ValueError for ids too large.
+        """
+        node = self._nodes.get(inventory.rank)
+        if node is None:
+            raise PoolError(f"cannot replace rank {inventory.rank} in the resource pool: it is not there")
+        node.define(inventory)
+        self._changed(inventory.rank)
+
+    def _changed(self, rank: int) -> None:
         self._eligible.clear()
+        self._unsatisfiable.clear()
+        self._refresh(rank)
+        self.generation += 1
 
     # -- what may be used
 
     def set_up(self, ranks: IdSet) -> None:
-        """These ranks are online. Ranks that the pool does not have are ignored, here and below."""
-        self._up.update(self._known(ranks))
+        """These ranks are online. Ranks that the pool does not have are ignored."""
+        self._up.update(rank for rank in ranks if rank in self._nodes)
+        self._sort(ranks)
         self.generation += 1
 
     def set_down(self, ranks: IdSet) -> None:
         """These ranks are not online: they keep their allocations and get no new ones."""
         self._up.difference_update(ranks)
+        self._sort(ranks)
 
     def drain(self, ranks: IdSet) -> None:
-        """Give these ranks no new allocations until they are undrained."""
-        self._drained.update(self._known(ranks))
+        """Give these ranks, in the pool already or not, no new allocations until they are undrained."""
+        self._drained.update(ranks)
+        self._sort(ranks)
 
     def undrain(self, ranks: IdSet) -> None:
         """End the drain of these ranks."""
         self._drained.difference_update(ranks)
+        self._sort(ranks)
         self.generation += 1
+
+    def set_torpid(self, ranks: IdSet) -> None:
+        """Give these ranks no new allocations for now: nothing is heard of them."""
+        self._torpid.update(ranks)
+        self._sort(ranks)
+
+    def set_lively(self, ranks: IdSet) -> None:
+        """These ranks are no longer torpid."""
+        self._torpid.difference_update(ranks)
+        self._sort(ranks)
+        self.generation += 1
+
+    def _sort(self, ranks: IdSet) -> None:
+        """Bring what is known of these ranks' use up to date."""
+        for rank in ranks:
+            if rank in self._up and rank not in self._drained and rank not in self._torpid:
+                self._usable.add(rank)
+            else:
+                self._usable.discard(rank)
+            self._refresh(rank)
+
+    def _refresh(self, rank: int) -> None:
+        """Bring the count of a rank's free cores up to date."""
+        free = self._nodes[rank].free_cores.bit_count() if rank in self._usable else 0
+        self._free_cores += free - self._free.get(rank, 0)
+        if free:
+            self._free[rank] = free
+        else:
+            self._free.pop(rank, None)
 
     # -- taking and giving back
 
     def allocate(self, request: Request) -> Allocation | None:
         """Take what `request` wants; None, and nothing taken, when it does not fit now."""
+        if request.nnodes > len(self._free) or request.nslots * request.cores_per_slot > self._free_cores:
+            return None
         chosen = self._choose_nodes(request) if request.nnodes else self._choose_slots(request)
         if chosen is None:
             return None
         shares = []
         for node, cores, gpus in sorted(chosen, key=lambda choice: choice[0].inventory.rank):
-            node.free_cores &= ~cores
-            node.free_gpus &= ~gpus
-            shares.append(Share(rank=node.inventory.rank, cores=_ids(cores), gpus=_ids(gpus)))
+            node.use(cores, gpus)
+            self._refresh(node.inventory.rank)
+            shares.append(Share(rank=node.inventory.rank, cores=ids_of(cores), gpus=ids_of(gpus)))
         return Allocation(shares=tuple(shares), nslots=request.nslots)
 
     def claim(self, allocation: Allocation) -> None:
         """Take exactly this, up or not: how a restart takes up what running jobs have.
 
-        Raises PoolError, with nothing taken, when some of it is not in the pool or not free.
+        Cores and GPUs that a rank has no longer are taken as well. Raises PoolError, with nothing taken, when a rank is
+        not in the pool or some of it is in use.
         """
         wanted = self._located(allocation, "claim")
         for node, cores, gpus in wanted:
-            if cores & ~node.free_cores or gpus & ~node.free_gpus:
-                taken = _shown(cores & ~node.free_cores, gpus & ~node.free_gpus)
+            if cores & node.used_cores or gpus & node.used_gpus:
+                taken = shown(cores & node.used_cores, gpus & node.used_gpus)
                 raise PoolError(f"cannot claim {taken} of rank {node.inventory.rank}: in use by another job")
         for node, cores, gpus in wanted:
-            node.free_cores &= ~cores
-            node.free_gpus &= ~gpus
+            node.use(cores, gpus)
+            self._refresh(node.inventory.rank)
 
     def release(self, allocation: Allocation) -> None:
         """Give back an allocation, or a part of one.
 
-        Raises PoolError, with nothing given back, when some of it is not in the pool or is free.
+        Raises PoolError, with nothing given back, when a rank is not in the pool or some of it is not in use.
         """
         returned = self._located(allocation, "release")
         for node, cores, gpus in returned:
-            if cores & node.free_cores or gpus & node.free_gpus:
-                free = _shown(cores & node.free_cores, gpus & node.free_gpus)
+            if cores & ~node.used_cores or gpus & ~node.used_gpus:
+                free = shown(cores & ~node.used_cores, gpus & ~node.used_gpus)
                 raise PoolError(f"cannot release {free} of rank {node.inventory.rank}: not in use")
         for node, cores, gpus in returned:
-            node.free_cores |= cores
-            node.free_gpus |= gpus
+            node.give_back(cores, gpus)
+            self._refresh(node.inventory.rank)
         self.generation += 1
 
     # -- questions
 
     def why_unsatisfiable(self, request: Request) -> str | None:
-        """Why `request` could not be met even with every rank up and free; None when it could be."""
+        """Why `request` could not be met even with every rank up and free; None when it could be.
+
+        Ranks that were never seen count as having whatever is wanted, constraints included.
+        """
+        if request not in self._unsatisfiable:
+            if len(self._unsatisfiable) >= MAX_REMEMBERED:
+                self._unsatisfiable.clear()
+            self._unsatisfiable[request] = self._why_unsatisfiable(request)
+        return self._unsatisfiable[request]
+
+    def _why_unsatisfiable(self, request: Request) -> str | None:
+        unseen = max(0, self._size - len(self._nodes))
+        if unseen and not request.nnodes:
+            return None
         eligible = self._nodes_for(request.constraint)
         where = "" if request.constraint == ANY_RANK else " that meet the constraint"
         slot = f"{request.cores_per_slot} core(s)"
@@ -205,7 +267,7 @@ class Pool:
         if request.nnodes:
             each = request.nslots // request.nnodes
             enough = sum(node.slots(request, node.cores, node.gpus) >= each for node in eligible)
-            if enough < request.nnodes:
+            if enough + unseen < request.nnodes:
                 kind = "exclusive node(s)" if request.exclusive else "node(s)"
                 return (
                     f"unsatisfiable request: {request.nnodes} {kind} with {each} slot(s) of {slot} "
@@ -224,33 +286,43 @@ class Pool:
         """Everything in the pool, by rank."""
         return tuple(self._nodes[rank].inventory for rank in sorted(self._nodes))
 
+    def find(self, rank: int) -> Inventory | None:
+        """What `rank` has; None where it is not in the pool."""
+        node = self._nodes.get(rank)
+        return None if node is None else node.inventory
+
+    def in_use(self, rank: int) -> bool:
+        """Whether `rank` carries an allocation."""
+        node = self._nodes.get(rank)
+        return node is not None and bool(node.used_cores or node.used_gpus)
+
     def usable_ranks(self) -> IdSet:
-        """The ranks that are up and not drained."""
-        return IdSet(self._up - self._drained)
+        """The ranks that are up, not drained and not torpid."""
+        return IdSet(self._usable)
 
     def unusable_ranks(self) -> IdSet:
-        """The ranks that are down or drained."""
-        return IdSet(self._nodes.keys() - (self._up - self._drained))
+        """The ranks of the pool that are down, drained or torpid."""
+        return IdSet(self._nodes.keys() - self._usable)
 
     def drained_ranks(self) -> IdSet:
         """The ranks that are drained."""
         return IdSet(self._drained)
 
+    def torpid_ranks(self) -> IdSet:
+        """The ranks that are torpid."""
+        return IdSet(self._torpid)
+
     def allocated(self) -> tuple[Share, ...]:
         """All that is in use, by rank; ranks with nothing in use are left out."""
-        # what is free is always among what is there, so that XOR leaves what is in use
         return tuple(
-            Share(rank=rank, cores=_ids(node.cores ^ node.free_cores), gpus=_ids(node.gpus ^ node.free_gpus))
+            Share(rank=rank, cores=ids_of(node.used_cores), gpus=ids_of(node.used_gpus))
             for rank, node in sorted(self._nodes.items())
-            if node.cores != node.free_cores or node.gpus != node.free_gpus
+            if node.used_cores or node.used_gpus
         )
 
     # -- inside
 
-    def _known(self, ranks: IdSet) -> Iterable[int]:
-        return (rank for rank in ranks if rank in self._nodes)
-
-    def _nodes_for(self, constraint: Constraint) -> tuple[_Node, ...]:
+    def _nodes_for(self, constraint: Constraint) -> tuple[Node, ...]:
         """The nodes that satisfy a constraint, by rank: remembered, since many jobs have the same."""
         found = self._eligible.get(constraint)
         if found is None:
@@ -264,36 +336,35 @@ class Pool:
             self._eligible[constraint] = found
         return found
 
-    def _worst_fit(self, request: Request) -> list[tuple[int, int, _Node]]:
+    def _worst_fit(self, request: Request) -> list[tuple[int, int, Node]]:
         """The usable, eligible nodes with a free core, as a heap: most free cores first, then lowest rank."""
-        usable = self._up - self._drained
-        heap = [
-            (-node.free_cores.bit_count(), node.inventory.rank, node)
-            for node in self._nodes_for(request.constraint)
-            if node.free_cores and node.inventory.rank in usable
-        ]
+        if request.constraint == ANY_RANK:
+            heap = [(-free, rank, self._nodes[rank]) for rank, free in self._free.items()]
+        else:
+            eligible = ((node.inventory.rank, node) for node in self._nodes_for(request.constraint))
+            heap = [(-self._free[rank], rank, node) for rank, node in eligible if rank in self._free]
         heapq.heapify(heap)
         return heap
 
-    def _choose_nodes(self, request: Request) -> list[tuple[_Node, int, int]] | None:
+    def _choose_nodes(self, request: Request) -> list[tuple[Node, int, int]] | None:
         """`nnodes` nodes and what to take of each, as (node, cores, gpus); None when too few have it."""
         each = request.nslots // request.nnodes
         heap = self._worst_fit(request)
-        chosen: list[tuple[_Node, int, int]] = []
+        chosen: list[tuple[Node, int, int]] = []
         while heap and len(chosen) < request.nnodes:
             _, _, node = heapq.heappop(heap)
             if node.slots(request, node.free_cores, node.free_gpus) < each:
                 continue
             if not request.exclusive:
                 chosen.append(_take(node, request, each))
-            elif node.free_cores == node.cores and node.free_gpus == node.gpus:
+            elif not node.used_cores and not node.used_gpus:
                 chosen.append((node, node.cores, node.gpus))
         return chosen if len(chosen) == request.nnodes else None
 
-    def _choose_slots(self, request: Request) -> list[tuple[_Node, int, int]] | None:
+    def _choose_slots(self, request: Request) -> list[tuple[Node, int, int]] | None:
         """Any nodes that hold `nslots` together, as (node, cores, gpus); None when they cannot."""
         heap = self._worst_fit(request)
-        chosen: list[tuple[_Node, int, int]] = []
+        chosen: list[tuple[Node, int, int]] = []
         missing = request.nslots
         while heap and missing:
             _, _, node = heapq.heappop(heap)
@@ -303,8 +374,8 @@ class Pool:
                 missing -= slots
         return None if missing else chosen
 
-    def _located(self, allocation: Allocation, verb: str) -> list[tuple[_Node, int, int]]:
-        """The nodes and bits of an allocation; raises PoolError for what the pool does not have."""
+    def _located(self, allocation: Allocation, verb: str) -> list[tuple[Node, int, int]]:
+        """The nodes and bits of an allocation; raises PoolError for ranks that the pool does not have."""
         located = []
         seen: set[int] = set()
         for share in allocation.shares:
@@ -313,50 +384,13 @@ class Pool:
                 why = "not in the resource pool" if node is None else "named twice"
                 raise PoolError(f"cannot {verb} rank {share.rank}: {why}")
             seen.add(share.rank)
-            cores = _bits(share.cores, f"rank {share.rank} cores")
-            gpus = _bits(share.gpus, f"rank {share.rank} gpus")
-            if cores & ~node.cores or gpus & ~node.gpus:
-                missing = _shown(cores & ~node.cores, gpus & ~node.gpus)
-                raise PoolError(f"cannot {verb} {missing} of rank {share.rank}: not in the resource pool")
+            cores = bits_of(share.cores, f"rank {share.rank} cores")
+            gpus = bits_of(share.gpus, f"rank {share.rank} gpus")
             located.append((node, cores, gpus))
         return located
 
 
-def _take(node: _Node, request: Request, slots: int) -> tuple[_Node, int, int]:
+def _take(node: Node, request: Request, slots: int) -> tuple[Node, int, int]:
     """The lowest free ids of `node` for so many slots; the caller has seen that they are there."""
-    cores = _lowest(node.free_cores, slots * request.cores_per_slot)
-    return node, cores, _lowest(node.free_gpus, slots * request.gpus_per_slot)
-
-
-def _lowest(bits: int, count: int) -> int:
-    """The `count` lowest bits that are set in `bits`."""
-    taken = 0
-    for _ in range(count):
-        lowest = bits & -bits
-        taken |= lowest
-        bits ^= lowest
-    return taken
-
-
-def _bits(ids: IdSet, what: str) -> int:
-    bits = 0
-    for low, high in ids.ranges():
-        if high > MAX_LOCAL_ID:
-            raise ValueError(f"cannot use {what}: {high} is above the largest id {MAX_LOCAL_ID}")
-        bits |= ((1 << (high - low + 1)) - 1) << low
-    return bits
-
-
-def _ids(bits: int) -> IdSet:
-    ids = []
-    while bits:
-        lowest = bits & -bits
-        ids.append(lowest.bit_length() - 1)
-        bits ^= lowest
-    return IdSet(ids)
-
-
-def _shown(cores: int, gpus: int) -> str:
-    """Cores and GPUs for an error text, as `core0-3,gpu1`."""
-    parts = [f"{name}{_ids(bits)}" for name, bits in (("core", cores), ("gpu", gpus)) if bits]
-    return ",".join(parts)
+    cores = lowest(node.free_cores, slots * request.cores_per_slot)
+    return node, cores, lowest(node.free_gpus, slots * request.gpus_per_slot)

@@ -45,6 +45,10 @@ class Scheduler:
         self.pool.release(allocation)
         self._changed.set()
 
+    def wake(self) -> None:
+        """The pool has changed otherwise: a rank has come online, say."""
+        self._changed.set()
+
     def stop(self) -> None:
         """Give out nothing until started again."""
         self._policy.stop()

@@ -52,6 +52,8 @@ class Connection:
         self.sent = 0
         self.acked = 0
         self.reader: SegmentReader | None = None
+        self.barrier: tuple[int, bytes] | None = None
+        """The frame of a barrier, and the record that has to be sent before it."""
         self._decoder = FrameDecoder(MAX_REQUEST)
         self._out = bytearray()
         self._flight: deque[tuple[int, int]] = deque()

@@ -33,6 +33,22 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BarrierEntered:
+    """All is set up; the tasks are to be started when every shell of the job has come as far."""
+
+    name: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarrierDone:
+    """The attached broker says that every shell of the job has entered the barrier."""
+
+    name: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartFailed:
     """A task (or what all of them need) could not be started; `running` others were, with these `streams`."""
 
@@ -137,6 +153,8 @@ class Released:
 
 Event: TypeAlias = (
     Started
+    | BarrierEntered
+    | BarrierDone
     | StartFailed
     | TaskExited
     | PipeData
@@ -162,6 +180,16 @@ class Append:
 
     kind: str
     fields: tuple[Wire, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartTasks:
+    """Start every task; report Started or StartFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropTasks:
+    """No task is to be started any more: close what was opened for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +243,15 @@ class Serve:
 
 
 @dataclass(frozen=True, slots=True)
+class SendBarrier:
+    """Say, after the records that there are by now, that this shell waits in a barrier."""
+
+    connection: int
+    name: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """End a connection; where `why` is not empty, say so first."""
 
@@ -238,6 +275,8 @@ class Exit:
 
 Effect: TypeAlias = (
     Append
+    | StartTasks
+    | DropTasks
     | Signal
     | Sweep
     | CloseStreams
@@ -246,6 +285,7 @@ Effect: TypeAlias = (
     | StartTimer
     | StopTimer
     | Serve
+    | SendBarrier
     | Close
     | Forget
     | Exit

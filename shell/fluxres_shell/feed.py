@@ -22,7 +22,7 @@ class StdinFeed:
         self.stream = StdinStream(())
 
     def open(self, tasks: list[Task]) -> None:
-        """The tasks are started. Those whose stdin is a pipe are fed from now on."""
+        """The tasks' streams are open. Those whose stdin is a pipe are fed from now on."""
         self._tasks = {task.spec.rank: task for task in tasks if task.stdin >= 0}
         self.stream = StdinStream(self._tasks)
 

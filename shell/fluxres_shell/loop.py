@@ -27,9 +27,11 @@ from fluxres_shell.events import (
     Acked,
     Append,
     Attached,
+    BarrierDone,
     Close,
     CloseStreams,
     ConnectionLost,
+    DropTasks,
     Effect,
     Event,
     Exit,
@@ -42,8 +44,10 @@ from fluxres_shell.events import (
     PipeEof,
     Released,
     ResumeReading,
+    SendBarrier,
     Serve,
     Signal,
+    StartTasks,
     StartTimer,
     StopReading,
     StopTimer,
@@ -58,7 +62,7 @@ from fluxres_shell.journal import JournalWriter
 from fluxres_shell.poller import Handler, Poller
 from fluxres_shell.serve import Server
 from fluxres_shell.state import Phase, ShellState
-from fluxres_shell.tasks import Task, signal_all
+from fluxres_shell.tasks import Task, close_all, signal_all
 
 PIPE_READ: Final = 64 * 1024
 """Bytes read from a pipe at a time, and so at most in one record: what a pipe holds by default."""
@@ -74,9 +78,10 @@ _WAKEUP_READ: Final = 4096
 class ShellLoop:
     """Runs one shell from its first record to its end.
 
-    The caller starts the tasks, sets `tasks` (and `cgroup`, where they have one), reports Started or
-    StartFailed, and calls `watch_tasks` and `run`. `before_exit` is called once, before the exit record is
-    appended.
+    The caller opens the tasks' streams, hands them to `take_tasks`, sets `cgroup`, where they have one, starts
+    them, reports Started or StartFailed, and calls `watch_tasks` and `run`; or it reports BarrierEntered and calls
+    `run`, and then `start_tasks` is called when it is time to start them. `before_exit` is called once, before the
+    exit record is appended.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class ShellLoop:
         self.journal = journal
         self.tasks: list[Task] = []
         self.cgroup: JobCgroup | None = None
+        self.start_tasks: Callable[[], None] = lambda: None
         self.before_exit: Callable[[], None] = lambda: None
         self._poller = Poller()
         self._stdin = StdinFeed(self._poller)
@@ -163,6 +169,10 @@ class ShellLoop:
                 if kind == records.EXIT:
                     self.before_exit()
                 self.journal.add(records.encode(self.journal.last + 1, time.time(), kind, *fields))
+            case StartTasks():
+                self.start_tasks()
+            case DropTasks():
+                self.drop_tasks()
             case Signal(signum):
                 signal_all(self.tasks, signum)
                 if signum == signal.SIGKILL and self.cgroup is not None:
@@ -185,6 +195,8 @@ class ShellLoop:
                 self._timers.pop(timer, None)
             case Serve(connection, from_seq):
                 self._server.serve(connection, from_seq)
+            case SendBarrier(connection, name, seq):
+                self._server.barrier(connection, name, seq)
             case Close(connection, why):
                 self._server.end(connection, why)
             case Forget(seq):
@@ -209,12 +221,25 @@ class ShellLoop:
         usage = self.cgroup.usage() if self.cgroup is not None else {}
         self.apply(Swept(remaining=max(remaining, int(populated)), usage=usage))
 
-    # Output of the tasks.
+    # The tasks and their output.
+
+    def take_tasks(self, tasks: list[Task]) -> None:
+        """The tasks' streams are open, though nothing is started: what comes of their input goes into their pipes,
+        and where those are full, waits."""
+        self.tasks = tasks
+        self._stdin.open(tasks)
+
+    def drop_tasks(self) -> None:
+        """Close what was opened for those tasks that are not started, and forget them."""
+        unstarted = [task for task in self.tasks if not task.alive]
+        for task in unstarted:
+            self._stdin.close(task)
+        close_all(unstarted)
+        self.tasks = [task for task in self.tasks if task.alive]
 
     def watch_tasks(self) -> None:
-        """The tasks are started: read their pipes, give them their input."""
+        """The tasks are started: read their pipes."""
         self._watch_outputs()
-        self._stdin.open(self.tasks)
 
     def _watch_outputs(self) -> None:
         for task in self.tasks:
@@ -326,3 +351,7 @@ class ShellLoop:
     def released(self, connection: int) -> None:
         """The attached broker wants nothing more."""
         self.apply(Released(connection=connection))
+
+    def barrier_done(self, name: str, seq: int) -> None:
+        """Every shell of the job has entered the barrier."""
+        self.apply(BarrierDone(name=name, seq=seq))

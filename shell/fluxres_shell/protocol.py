@@ -7,15 +7,21 @@
 | broker | `kill`      | signum                                 | signal the tasks |
 | broker | `stdin`     | task, offset, data, eof                | input for a task (global rank) or all (-1) |
 | broker | `release`   |                                        | after the exit record is acked: end |
+| broker | `barrier-done` | name, seq                           | every shell of the job has entered it |
 | shell  | `attached`  | first, last, pid, stdin{offset, eof, window} | the records there are; they follow |
 | shell  | `error`     | errnum, text                           | refused; the connection closes |
 | shell  | `records`   | records [bytes, …]                     | encoded records in order (see `records`) |
 | shell  | `stdin-ack` | offset                                 | input before `offset` is consumed |
-| shell  | `request`   |                                        | reserved (barrier, PMI) |
+| shell  | `barrier`   | name, seq                              | this shell waits until all have entered it |
 
 `first` is the earliest record that still exists, `last + 1` where there is none; records start at the greater
 of `first` and `from`. At most `WINDOW_BYTES` of records are sent ahead of the acks. Anything that is not in
 the table is a ProtocolError, and ends that connection only.
+
+A barrier is named by `name` and `seq`, and is completed once and for good. `barrier` comes after every record that
+was appended before the shell entered it, and again after each attach for as long as the shell waits. A
+`barrier-done` of one that the shell does not wait in (any more) is ignored: it may be sent too often, not too
+seldom.
 """
 
 from __future__ import annotations
@@ -35,6 +41,9 @@ MAX_REQUEST: Final = 256 * 1024
 """Bytes of a frame that a shell takes."""
 MAX_NONCE: Final = 256
 MAX_SIGNAL: Final = 64
+MAX_BARRIER_NAME: Final = 256
+START_BARRIER: Final = "start"
+"""The barrier (its seq is 0) that the shells of a job on several ranks enter before any of them starts a task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +83,15 @@ class Release:
     """Nothing more is wanted of this shell."""
 
 
-Request: TypeAlias = Attach | Ack | Kill | Stdin | Release
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarrierDone:
+    """Every shell of the job has entered the barrier."""
+
+    name: str
+    seq: int
+
+
+Request: TypeAlias = Attach | Ack | Kill | Stdin | Release | BarrierDone
 
 
 def parse_request(body: bytes) -> Request:
@@ -96,6 +113,8 @@ def parse_request(body: bytes) -> Request:
             return Stdin(task=task, offset=offset, data=data, eof=eof)
         case {"type": "release"}:
             return Release()
+        case {"type": "barrier-done", "name": str(name), "seq": int(seq)} if len(name) <= MAX_BARRIER_NAME and seq >= 0:
+            return BarrierDone(name=name, seq=seq)
         case message:
             raise ProtocolError(f"cannot understand a message of type {message.get('type')!r} with {sorted(message)}")
 
@@ -118,3 +137,8 @@ def records_frame(payloads: list[bytes]) -> bytes:
 def stdin_ack(offset: int) -> bytes:
     """The frame that says that input before `offset` is consumed."""
     return frame(pack({"type": "stdin-ack", "offset": offset}))
+
+
+def barrier(name: str, seq: int) -> bytes:
+    """The frame that says that this shell waits in a barrier."""
+    return frame(pack({"type": "barrier", "name": name, "seq": seq}))

@@ -1,7 +1,9 @@
 """One shell from its directory to its exit: claim, journal, socket, tasks, loop (DESIGN §9).
 
-    read spec ─▶ claim ─▶ reserve, bind ─▶ `ready` closed ─▶ shell.init ─▶ tasks ─▶ shell.start ─▶ … ─▶ exit
-    record
+    read spec ─▶ claim ─▶ bind ─▶ `ready` closed ─▶ shell.init ─▶ set up ─▶ tasks ─▶ shell.start ─▶ … ─▶ exit record
+
+The shells of a job on several ranks meet between set-up and tasks, in the barrier `start`: no task of a job starts
+while the set-up of another rank may still fail (`state` has the rest).
 
 Failure cases:
 
@@ -26,10 +28,11 @@ from fluxres.base.errors import FluxresError
 from fluxres.base.jobid import f58
 from fluxres.wire.payload import Wire, WireMap
 from fluxres_shell import cgroup, claim, leftover, records, tasks
-from fluxres_shell.events import Started, StartFailed
+from fluxres_shell.events import BarrierEntered, Started, StartFailed
 from fluxres_shell.find import SPEC
 from fluxres_shell.journal import JournalWriter
 from fluxres_shell.loop import CAUGHT, ShellLoop
+from fluxres_shell.protocol import START_BARRIER
 from fluxres_shell.records import STREAMS
 from fluxres_shell.spec import ShellSpec, make_durable, read_spec
 from fluxres_shell.state import Phase, ShellState
@@ -92,6 +95,7 @@ class _Shell:
         self._dirfd = dirfd
         self._spec = spec
         self._tmpdir = ""
+        self._user: tasks.User | None = None
         self._streams = {(task.rank, stream) for task in spec.tasks for stream in _piped(spec)}
         self._journal = JournalWriter(dirfd, segment_size=spec.segment_size, limit=spec.journal_limit)
         state = ShellState(
@@ -101,6 +105,7 @@ class _Shell:
             time_limit=spec.time_limit,
         )
         self._loop = ShellLoop(dirfd, state=state, journal=self._journal, nonce=spec.nonce)
+        self._loop.start_tasks = self._start_tasks
         self._loop.before_exit = self._clean_up
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -111,7 +116,6 @@ class _Shell:
         _drop_stdio()
         try:
             self._start()
-            loop.watch_tasks()
             loop.run()
         except Exception as error:  # the last resort: a bug must not leave rank 0 waiting
             self._record_failure(error)
@@ -119,25 +123,45 @@ class _Shell:
             self._journal.close()
 
     def _start(self) -> None:
-        """Set up and start every task; what went wrong is the loop's to deal with."""
-        spec, loop = self._spec, self._loop
+        """Set up, then start the tasks, where there are other shells not before they have come as far.
+
+        What went wrong is the loop's to deal with.
+        """
         try:
-            loop.begin("shell.init", self._init_context())
-            self._journal.reserve()
-            leftover.become_subreaper()
-            user = tasks.find_user(spec.userid)
-            self._tmpdir = tasks.make_tmpdir(spec.tmpdir_base, _tmpdir_name(spec), user)
-            loop.tasks = tasks.open_streams(spec, self._tmpdir, user, self._submitted())
-            self._make_cgroup()
-            self._bind()
+            self._set_up()
+        except (tasks.StartError, OSError) as error:
+            self._start_failed(error)
+        else:
+            if self._spec.nnodes > 1:
+                self._loop.apply(BarrierEntered(name=START_BARRIER, seq=0))
+            else:
+                self._start_tasks()
+
+    def _set_up(self) -> None:
+        """Whatever can fail before there is a task. Raises StartError, OSError."""
+        spec, loop = self._spec, self._loop
+        loop.begin("shell.init", self._init_context())
+        self._journal.reserve()
+        leftover.become_subreaper()
+        self._user = tasks.find_user(spec.userid)
+        self._tmpdir = tasks.make_tmpdir(spec.tmpdir_base, _tmpdir_name(spec), self._user)
+        loop.take_tasks(tasks.open_streams(spec, self._tmpdir, self._user, self._submitted()))
+        self._make_cgroup()
+        self._bind()
+        if spec.nnodes > 1:
+            self._journal.sync()  # others start because this shell has been here: its first record is to say so
+
+    def _start_tasks(self) -> None:
+        """Start every task, and read their output."""
+        loop = self._loop
+        try:
             for task in loop.tasks:
-                task.start(spec, self._tmpdir, user, loop.cgroup.fd if loop.cgroup else None)
-        except tasks.StartError as error:
-            self._start_failed(str(error), error.status)
-        except OSError as error:
-            self._start_failed(f"cannot set up the job: {error}", tasks.STATUS_FAILED)
+                task.start(self._spec, self._tmpdir, self._user, loop.cgroup.fd if loop.cgroup else None)
+        except (tasks.StartError, OSError) as error:
+            self._start_failed(error)
         else:
             loop.apply(Started(taskmap=self._taskmap()))
+        loop.watch_tasks()
 
     def _bind(self) -> None:
         """Bind this shell, and so its tasks, to the job's CPUs, if the system has them (flux-shell(1) cpu-affinity)."""
@@ -145,10 +169,13 @@ class _Shell:
         if len(cpus) == len(self._spec.cpus) > 0:
             os.sched_setaffinity(0, cpus)
 
-    def _start_failed(self, note: str, status: int) -> None:
+    def _start_failed(self, error: tasks.StartError | OSError) -> None:
         loop = self._loop
-        tasks.close_all([task for task in loop.tasks if not task.alive])
-        loop.tasks = [task for task in loop.tasks if task.alive]
+        if isinstance(error, tasks.StartError):
+            note, status = str(error), error.status
+        else:
+            note, status = f"cannot set up the job: {error}", tasks.STATUS_FAILED
+        loop.drop_tasks()
         streams = frozenset((task.spec.rank, stream) for task in loop.tasks for stream in task.outputs)
         loop.apply(StartFailed(status=status, note=note, running=len(loop.tasks), streams=streams))
 

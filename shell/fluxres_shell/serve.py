@@ -20,7 +20,7 @@ from fluxres_shell.attach import MAX_CONNECTIONS, Connection, ConnectionEnded, p
 from fluxres_shell.feed import StdinFeed
 from fluxres_shell.journal import JournalWriter
 from fluxres_shell.poller import Poller
-from fluxres_shell.protocol import RECORDS_BYTES, Ack, Attach, Kill, Release, Request, Stdin
+from fluxres_shell.protocol import RECORDS_BYTES, Ack, Attach, BarrierDone, Kill, Release, Request, Stdin
 from fluxres_shell.segments import SegmentReader, StopKind, Stored
 from fluxres_shell.stdin import STDIN_BUFFER
 
@@ -45,6 +45,9 @@ class Owner(Protocol):
 
     def released(self, connection: int) -> None:
         """The attached broker wants nothing more."""
+
+    def barrier_done(self, name: str, seq: int) -> None:
+        """Every shell of the job has entered the barrier."""
 
 
 class Server:
@@ -158,6 +161,8 @@ class Server:
                 self._stdin.feed(task, offset, data, eof)
             case Release():
                 self._owner.released(connection.ident)
+            case BarrierDone(name=name, seq=seq):
+                self._owner.barrier_done(name, seq)
 
     def _attach(self, connection: Connection, request: Attach) -> None:
         if request.nonce != self._nonce:
@@ -186,6 +191,12 @@ class Server:
             stdin={"offset": stream.received, "eof": stream.eof, "window": STDIN_BUFFER},
         )
         self._send(connection, frame)
+
+    def barrier(self, ident: int, name: str, seq: int) -> None:
+        """Tell an attached connection of a barrier, after the records that there are now."""
+        connection = self._connections.get(ident)
+        if connection is not None:  # not lost while it was being served
+            connection.barrier = (self._journal.last, protocol.barrier(name, seq))
 
     def end(self, ident: int, why: str) -> None:
         """End a connection, saying why."""
@@ -236,6 +247,9 @@ class Server:
         try:
             while connection.room and not connection.unsent and (batch := self._next_records(connection)):
                 connection.send_records(batch)
+            if connection.barrier is not None and connection.sent >= connection.barrier[0]:
+                framed, connection.barrier = connection.barrier[1], None
+                connection.send(framed)
             consumed = self._stdin.stream.consumed
             if consumed > self._stdin_acked:
                 self._stdin_acked = consumed

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from fluxres.base.errors import FluxresError
+from fluxres.base.idset import IdSet
 from fluxres.base.json import JsonObject, JsonValue
 from fluxres_shell.find import SPEC
 
@@ -67,7 +68,7 @@ class ShellSpec:
     """The job's name, or the last part of its command's first word."""
     command: tuple[str, ...]
     ranks: tuple[int, ...]
-    """The broker ranks of the job, in order; the first one's shell is the leader."""
+    """The broker ranks of the job, in order (a list, or an RFC 22 idset); the first one's shell is the leader."""
     nnodes: int
     ntasks_total: int
     tasks: tuple[TaskSpec, ...]
@@ -140,7 +141,7 @@ def parse_spec(text: bytes) -> ShellSpec:
 def _build(spec: JsonObject) -> ShellSpec:
     command = _command(_get(spec, "jobspec", dict))
     tasks = tuple(_task(item) for item in _items(spec, "tasks", dict))
-    ranks = tuple(_items(spec, "ranks", int))
+    ranks = _ranks(spec)
     rank = _get(spec, "rank", int)
     if not tasks or rank not in ranks:
         raise SpecError(f"cannot read the spec: rank {rank} has {len(tasks)} tasks, and the job's ranks are {ranks}")
@@ -195,6 +196,16 @@ def _items(table: JsonObject, key: str, kind: type[T]) -> list[T]:
             raise SpecError(f"cannot read the spec: {key!r} must hold {kind.__name__} only, not {value!r}")
         items.append(value)
     return items
+
+
+def _ranks(spec: JsonObject) -> tuple[int, ...]:
+    ranks = spec.get("ranks")
+    if not isinstance(ranks, str):
+        return tuple(_items(spec, "ranks", int))
+    try:
+        return tuple(IdSet.parse(ranks))
+    except ValueError as error:
+        raise SpecError(f"cannot read the spec: 'ranks' must be a list or an idset: {error}") from error
 
 
 def _seconds(table: JsonObject, key: str) -> float:

@@ -1,9 +1,17 @@
 """The job shell's life as a pure state machine: events in, effects out; no clock, file, process or socket.
 
+      ┌──Kill───────────────────────────────────────────┐
+    WAITING                                             │
+      ▲ │ BarrierDone                                   │
+      │ ▼                                               ▼
     SETUP ──Started──▶ RUNNING ──last TaskExited──▶ DRAINING ──nothing left──▶ ENDING ──ExitStored──▶ CLOSING ──▶ DONE
-      └──StartFailed, nothing runs─────────────────────┘                         └──released from memory───────────▲
+      └──StartFailed, nothing runs──────────────────────▲                        └──released from memory───────────▲
 
 - SETUP: claimed, the journal is open, nothing has been started.
+- WAITING: only of a job with several shells (BarrierEntered): all that can fail without a task is set up, and the
+  tasks start when every other shell has come as far. The attached broker is told, and each one that attaches
+  afterwards; detached, the shell waits for as long as it takes. A signal that would end a task ends the shell with
+  that status, and no task was ever started. BarrierDone leads back to SETUP, in which the tasks start at once.
 - RUNNING: at least one task lives. (Where some could not be started, those that could are being killed.)
 - DRAINING: no task lives. What they left behind is killed, and their pipes are read to the end, for a bounded
   time.
@@ -37,9 +45,12 @@ from fluxres_shell.events import (
     Acked,
     Append,
     Attached,
+    BarrierDone,
+    BarrierEntered,
     Close,
     CloseStreams,
     ConnectionLost,
+    DropTasks,
     Effects,
     Event,
     Exit,
@@ -52,10 +63,12 @@ from fluxres_shell.events import (
     PipeEof,
     Released,
     ResumeReading,
+    SendBarrier,
     Serve,
     Signal,
     Started,
     StartFailed,
+    StartTasks,
     StartTimer,
     StopReading,
     StopTimer,
@@ -79,12 +92,18 @@ LINGER: Final = 0.25
 job is over before its broker has dialled; waiting saves both of them most of the work."""
 MAX_HISTORY: Final = 64
 """Events remembered for an IllegalTransition's text."""
+_SPARING: Final = frozenset({
+    signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH,
+    signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+})  # fmt: skip
+"""The signals that do not end a process by default (signal(7))."""
 
 
 class Phase(Enum):
     """Where a shell is in its life."""
 
     SETUP = "setup"
+    WAITING = "waiting"
     RUNNING = "running"
     DRAINING = "draining"
     ENDING = "ending"
@@ -114,6 +133,8 @@ class ShellState:
         self._running = tasks
         self._streams = set(streams)
         self._time_limit = time_limit
+        self._barrier: BarrierEntered | None = None
+        """The one that this shell waits in."""
         self._highest = 0
         self._failure: StartFailed | None = None
         self._timed_out = False
@@ -140,6 +161,35 @@ class ShellState:
     def _append(self, kind: str, *fields: Wire) -> Append:
         self.seq += 1
         return Append(kind, fields)
+
+    # Waiting for the other shells.
+
+    def barrier_entered(self, event: BarrierEntered) -> Effects:
+        self.phase = Phase.WAITING
+        self._barrier = event
+        return self._tell_barrier()
+
+    def _tell_barrier(self) -> Effects:
+        """Tell the attached broker, if there is one, what this shell waits for, if it does."""
+        if self._barrier is None or self.connection is None:
+            return []
+        return [SendBarrier(self.connection, self._barrier.name, self._barrier.seq)]
+
+    def barrier_done(self, event: BarrierDone) -> Effects:
+        if self._barrier is None or (event.name, event.seq) != (self._barrier.name, self._barrier.seq):
+            return []
+        self.phase = Phase.SETUP
+        self._barrier = None
+        return [StartTasks()]
+
+    def give_up(self, event: Kill) -> Effects:
+        """A signal before there are tasks: what it would do to them."""
+        if event.signum in _SPARING:
+            return []
+        self._barrier = None
+        self._running = 0
+        self._highest = exit_code(event.signum)
+        return [DropTasks(), *self._end_streams(), *self._drain()]
 
     # Starting and ending of tasks.
 
@@ -207,6 +257,12 @@ class ShellState:
             effects += [StopTimer(Timer.DRAIN), *self._end()]
         return effects
 
+    def _end_streams(self) -> Effects:
+        """Nothing more comes from any stream."""
+        ends: Effects = [self._append(records.EOF, stream, task) for task, stream in sorted(self._streams)]
+        self._streams.clear()
+        return ends
+
     def journal_full(self, _event: JournalFull) -> Effects:
         if self.phase is not Phase.RUNNING or not self.reading:
             return []
@@ -235,9 +291,7 @@ class ShellState:
             case Phase.DRAINING, Timer.SWEEP:
                 return [Sweep()]
             case Phase.DRAINING, Timer.DRAIN:
-                ends = [self._append(records.EOF, stream, task) for task, stream in sorted(self._streams)]
-                self._streams.clear()
-                return [CloseStreams(), *ends, *self._end()]
+                return [CloseStreams(), *self._end_streams(), *self._end()]
             case Phase.CLOSING, Timer.LINGER:
                 if self.connection is not None:
                     return []
@@ -282,7 +336,7 @@ class ShellState:
         self.connection = event.connection
         self._was_attached = True
         self._acked = max(self._acked, min(event.from_seq - 1, self.seq))
-        return [*effects, Serve(event.connection, event.from_seq)]
+        return [*effects, Serve(event.connection, event.from_seq), *self._tell_barrier()]
 
     def connection_lost(self, event: ConnectionLost) -> Effects:
         if event.connection != self.connection:
@@ -305,17 +359,21 @@ class ShellState:
         return [Exit(sync=False)]
 
     def ignored(self, _event: Event) -> Effects:
-        """Allowed, and nothing to do: a signal when no task lives, journal room when none is needed."""
+        """Allowed, and nothing to do: a signal when no task lives, journal room when none is needed, a barrier's end
+        told once more."""
         return []
 
 
 _Handler: TypeAlias = "Callable[[ShellState, Event], Effects]"
-_ANY: Final = (Phase.SETUP, Phase.RUNNING, Phase.DRAINING, Phase.ENDING, Phase.CLOSING)
+_ANY: Final = (Phase.SETUP, Phase.WAITING, Phase.RUNNING, Phase.DRAINING, Phase.ENDING, Phase.CLOSING)
 _LIVE: Final = (Phase.RUNNING, Phase.DRAINING)
 _ROWS: Final = (
     # event, phases that allow it, handler
     (Started, (Phase.SETUP,), ShellState.started),
     (StartFailed, (Phase.SETUP,), ShellState.start_failed),
+    (BarrierEntered, (Phase.SETUP,), ShellState.barrier_entered),
+    (BarrierDone, (Phase.WAITING,), ShellState.barrier_done),
+    (BarrierDone, (Phase.SETUP, Phase.RUNNING, Phase.DRAINING, Phase.ENDING, Phase.CLOSING), ShellState.ignored),
     (TaskExited, (Phase.RUNNING,), ShellState.task_exited),
     (PipeData, _LIVE, ShellState.pipe_data),
     (PipeEof, _LIVE, ShellState.pipe_eof),
@@ -323,11 +381,12 @@ _ROWS: Final = (
     (TimerFired, (*_LIVE, Phase.CLOSING), ShellState.timer_fired),
     (JournalFull, _ANY, ShellState.journal_full),
     (JournalRoom, _LIVE, ShellState.journal_room),
-    (JournalRoom, (Phase.SETUP, Phase.ENDING, Phase.CLOSING), ShellState.ignored),
+    (JournalRoom, (Phase.SETUP, Phase.WAITING, Phase.ENDING, Phase.CLOSING), ShellState.ignored),
     (ExitStored, (Phase.ENDING,), ShellState.exit_stored),
     (Attached, _ANY, ShellState.attached),
     (ConnectionLost, _ANY, ShellState.connection_lost),
     (Acked, _ANY, ShellState.acked),
+    (Kill, (Phase.WAITING,), ShellState.give_up),
     (Kill, (Phase.RUNNING,), ShellState.kill),
     (Kill, (Phase.SETUP, Phase.DRAINING, Phase.ENDING, Phase.CLOSING), ShellState.ignored),
     (Released, _ANY, ShellState.released),

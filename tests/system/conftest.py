@@ -8,6 +8,10 @@ from typing import Protocol
 
 import pytest
 from kit import Instance
+from netkit import Network
+from treekit import Tree
+
+Settings = Mapping[str, Mapping[str, str | int | bool]]
 
 
 class MakeInstance(Protocol):
@@ -18,10 +22,37 @@ class MakeInstance(Protocol):
         name: str = "instance",
         *,
         cores: int = 4,
-        settings: Mapping[str, Mapping[str, str | int | bool]] | None = None,
+        settings: Settings | None = None,
         env: Mapping[str, str] | None = None,
         state: Path | None = None,
     ) -> Instance:
+        """Make it."""
+        ...
+
+
+class MakeTree(Protocol):
+    """What the `make_tree` fixture is: makes an instance of several brokers, none of them started yet."""
+
+    def __call__(
+        self, name: str = "tree", *, size: int, fanout: int = 2, cores: int = 4, settings: Settings | None = None
+    ) -> Tree:
+        """Make it."""
+        ...
+
+
+class MakeNetwork(Protocol):
+    """What the `make_network` fixture is: makes an instance that others try to join, or on several hosts; none started."""
+
+    def __call__(
+        self,
+        name: str = "network",
+        *,
+        size: int,
+        fanout: int = 2,
+        hosts: str = "",
+        cert: Path | None = None,
+        settings: Settings | None = None,
+    ) -> Network:
         """Make it."""
         ...
 
@@ -35,7 +66,7 @@ def make_instance(tmp_path: Path) -> Iterator[MakeInstance]:
         name: str = "instance",
         *,
         cores: int = 4,
-        settings: Mapping[str, Mapping[str, str | int | bool]] | None = None,
+        settings: Settings | None = None,
         env: Mapping[str, str] | None = None,
         state: Path | None = None,
     ) -> Instance:
@@ -47,6 +78,48 @@ def make_instance(tmp_path: Path) -> Iterator[MakeInstance]:
         instance.clean_up()
     for instance in made:
         instance.check_log()
+
+
+@pytest.fixture
+def make_tree(tmp_path: Path) -> Iterator[MakeTree]:
+    """Makes trees of brokers; at the end all their processes are killed and their logs checked."""
+    made: list[Tree] = []
+
+    def make(
+        name: str = "tree", *, size: int, fanout: int = 2, cores: int = 4, settings: Settings | None = None
+    ) -> Tree:
+        made.append(Tree(tmp_path / name, size=size, fanout=fanout, cores=cores, settings=settings))
+        return made[-1]
+
+    yield make
+    for tree in made:
+        tree.clean_up()
+    for tree in made:
+        tree.check_log()
+
+
+@pytest.fixture
+def make_network(tmp_path: Path) -> Iterator[MakeNetwork]:
+    """Makes networks; at the end all their processes are killed and their logs checked."""
+    made: list[Network] = []
+
+    def make(
+        name: str = "network",
+        *,
+        size: int,
+        fanout: int = 2,
+        hosts: str = "",
+        cert: Path | None = None,
+        settings: Settings | None = None,
+    ) -> Network:
+        made.append(Network(tmp_path / name, size=size, fanout=fanout, hosts=hosts, cert=cert, settings=settings))
+        return made[-1]
+
+    yield make
+    for network in made:
+        network.clean_up()
+    for network in made:
+        network.check_log()
 
 
 @pytest.fixture

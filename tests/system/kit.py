@@ -116,13 +116,13 @@ class Marker:
 class Expect:
     """What is to become of a job. `status` is the wait status of `finish`, None where any will do.
 
-    `exception` is the type of the fatal exception, None for none. `output` is standard output, None where it is not
-    compared. `tasks` is how many task starts there must be; None: at most one a task.
+    `exception` is the type of the fatal exception, None for none. `output` is standard output, by task where there are
+    several, None where it is not compared. `tasks` is how many task starts there must be; None: at most one a task.
     """
 
     status: int | None = 0
     exception: str | None = None
-    output: bytes | None = None
+    output: bytes | Mapping[int, bytes] | None = None
     tasks: int | None = 1
 
 
@@ -371,6 +371,10 @@ class Instance:
         """The directory of the job's shell."""
         return self.statedir / "jobs" / dothex(jobid) / "0"
 
+    def directories(self, jobid: JobId) -> list[Path]:
+        """The directories that there are of the job's shells."""
+        return [self.jobdir(jobid)] if self.jobdir(jobid).exists() else []
+
     def claim(self, jobid: JobId) -> claim.ClaimRecord | None:
         """The claim in the job's directory; None where there is none."""
         try:
@@ -440,7 +444,7 @@ def check_invariants(instance: Instance, jobs: Mapping[JobId, Expect], *, exact:
     assert not exact or set(jobs) == set(listed), "there are jobs that nobody submitted"
     for jobid, expect in jobs.items():
         check_job(instance, jobid, expect)
-    eventually(lambda: not any(instance.jobdir(jobid).exists() for jobid in jobs), what="the end of the directories")
+    eventually(lambda: not any(instance.directories(jobid) for jobid in jobs), what="the end of the directories")
     for jobid in jobs:
         assert not instance.processes(FLUX_JOB_ID=f58(jobid, ascii=True)), f"{f58(jobid)} left processes behind"
 
@@ -466,8 +470,9 @@ def check_job(instance: Instance, jobid: JobId, expect: Expect) -> None:
     starts = Counter(marker.task for marker in instance.marked(jobid))
     assert all(count == 1 for count in starts.values()), f"I2: a task ran twice: {starts}, {story}"
     assert expect.tasks in (None, len(starts)), f"{len(starts)} tasks ran: {story}"
-    if expect.output is not None:
-        assert instance.output(jobid) == expect.output, f"I3: {story}"
+    outputs = {0: expect.output} if isinstance(expect.output, bytes) else expect.output or {}
+    for task, output in outputs.items():
+        assert instance.output(jobid, task=task) == output, f"I3: task {task} of {story}"
 
 
 # --- processes

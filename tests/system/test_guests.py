@@ -86,7 +86,7 @@ def test_guests_cannot_reach_what_is_not_theirs(make_instance: MakeInstance, run
         ("exec.start", {"id": jobid, "nonce": "", "statedir": "", "cursor": 0, "start": True, "spec": b"{}"}),
         ("exec.reattach", {"id": jobid, "nonce": "", "statedir": "", "cursor": 0}),
         ("exec.kill", {"id": jobid, "signum": 9, "force": True}),
-        ("exec.void", {"id": jobid + 1, "nonce": "", "note": ""}),
+        ("exec.void", {"id": jobid + 1, "nonce": "", "statedir": "", "note": ""}),
         ("exec.forget", {"ids": [jobid]}),
         ("job-exec.kill", {"id": jobid, "signum": 9}),
         ("job-exec.end", {"id": jobid}),

@@ -145,6 +145,13 @@ class Broker:
         """Send a message."""
         self.sock.sendall(frame(pack(message)))
 
+    def pass_barrier(self) -> None:
+        """Have the tasks start: answer the next barrier."""
+        while (message := self.receive()) is not None and message["type"] != "barrier":
+            pass
+        assert message is not None
+        self.send(**message | {"type": "barrier-done"})
+
     def receive(self) -> WireMap | None:
         """The next message, None at the end of the connection."""
         while not self._messages:

@@ -92,6 +92,8 @@ def test_ping_goes_on_after_a_failure(run: Run, broker: FakeBroker) -> None:
     assert err == "fluxres-ping: cannot ping 3!kvs.ping: rank 3 is lost\n"
     assert re.fullmatch(r"3!kvs\.ping pad=0 seq=1 time=\S+ ms\n", out)
     assert run("ping", "-r", "x")[0] == 2
+    assert run("ping", "-r", "4294967295")[0] == 2
+    assert run("getattr", "-r", "4294967294", "size")[0] == 2
 
 
 def test_health(run: Run, broker: FakeBroker) -> None:
@@ -103,7 +105,10 @@ def test_health(run: Run, broker: FakeBroker) -> None:
         elif message.nodeid != 2:
             yield {
                 "rank": 0,
-                "services": [{"name": "kvs", "queue": 3, "oldest": 2.54}, {"name": "attr", "queue": 0, "oldest": 0}],
+                "services": [
+                    {"name": "kvs", "queue": 3, "oldest": 2.54, "stuck": []},
+                    {"name": "attr", "queue": 0, "oldest": 0, "stuck": []},
+                ],
                 "stall": {"worst": 0.01234, "recent": 0.0},
                 **({"tasks": "main\n  child\n"} if payload["tasks"] else {}),
             }
@@ -158,6 +163,26 @@ def test_uptime(run: Run, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -
     assert run("uptime")[1].endswith("size 4\n")
     broker.on("state-machine.get", {"state": "init", "duration": 5.0})
     assert " init 5s, " in run("uptime")[1]
+
+
+def test_uptime_tells_who_is_lost(run: Run, broker: FakeBroker) -> None:
+    """Of seven ranks 0 (1 (3 4) 2 (5 6)): rank 1 is lost, and 3 and 4 are behind it; 5 has not come."""
+    attributes(broker, size="7", broker_starttime="0.0", security_owner="0", tbon_topo="kary:2")
+    broker.on("state-machine.get", {"state": "run", "duration": 5.0})
+    broker.on("groups.get", {"members": "0,2,6"})
+
+    def health(message: Message, _payload: WireMap) -> Iterator[Answer]:
+        status = {0: "degraded", 1: "lost", 2: "partial", 5: "offline", 6: "full"}
+        children: list[WireMap] = [
+            {"rank": rank, "status": status[rank], "duration": 1.0}
+            for rank in (2 * message.nodeid + 1, 2 * message.nodeid + 2)
+        ]
+        yield {"rank": message.nodeid, "status": status[message.nodeid], "duration": 1.0, "children": [*children]}
+
+    broker.handlers["overlay.health"] = health
+    assert run("uptime")[1].endswith("size 7,  4 offline (3 lost)\n")
+    del broker.handlers["overlay.health"]
+    assert run("uptime")[1].endswith("size 7,  4 offline\n")
 
 
 @pytest.mark.parametrize(

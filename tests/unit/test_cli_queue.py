@@ -1,9 +1,8 @@
-"""fluxres queue and fluxres resource: what they ask and say."""
+"""fluxres queue: what it asks and says."""
 
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,9 @@ import pytest
 from clikit import Run
 from fakebroker import Answer, FakeBroker
 
-from fluxres.base.errors import ProtocolError
 from fluxres.cli.main import main
-from fluxres.cli.resource_set import parse_resources
 from fluxres.wire.messages import Message
-from fluxres.wire.payload import Wire, WireMap
+from fluxres.wire.payload import WireMap
 
 RUNNING, SCHED, ACTIVE = 16 | 32, 8, 2 | 4 | 8 | 16 | 32
 
@@ -140,98 +137,3 @@ def test_idle_sees_a_job_that_starts_between_its_questions(run: Run, queue: Queu
     queue.after = [[(SCHED, 16)], [(16, 16)], [(16, 16)], [(16, 16)], []]
     assert run("queue", "idle") == (0, "0 jobs\n", "")
     assert queue.after == []
-
-
-# --- resources
-
-
-def r(*entries: tuple[str, str, str], hosts: str = "") -> WireMap:
-    """An R of (ranks, cores, gpus)."""
-    lite: list[Wire] = [
-        {"rank": ranks, "children": {"core": cores, **({"gpu": gpus} if gpus else {})}}
-        for ranks, cores, gpus in entries
-    ]
-    return {"version": 1, "execution": {"R_lite": lite, "nodelist": [hosts] if hosts else []}}
-
-
-ALL = r(("0-2", "0-3", "0"), ("3", "0-7", ""), hosts="n[0-3]")
-
-
-def test_resource_list(run: Run, broker: FakeBroker) -> None:
-    broker.on(
-        "resource.sched-status",
-        {
-            "all": ALL,
-            "down": r(("2", "0-3", "0"), hosts="n2"),
-            "allocated": r(("0", "0-3", "0"), ("1", "0", ""), hosts="n[0-1]"),
-        },
-    )
-    assert run("resource", "list") == (
-        0,
-        "     STATE NNODES NCORES NGPUS NODELIST\n"
-        "      free      2     11     1 n[1,3]\n"
-        " allocated      2      5     1 n[0-1]\n"
-        "      down      1      4     1 n2\n",
-        "",
-    )
-    assert run("resource", "list", "-n", "-s", "up,all", "-o", "{state} {ncores} {ranks}") == (
-        0,
-        "up 16 0-1,3\nall 20 0-3\n",
-        "",
-    )
-    assert json.loads(run("resource", "list", "--json", "-s", "down")[1]) == {
-        "resources": [{"state": "down", "nnodes": 1, "ncores": 4, "ngpus": 1, "ranks": "2", "nodelist": "n2"}]
-    }
-    assert "there is no field 'up'" in run("resource", "list", "-o", "{up}")[2]
-    assert run("resource", "list", "-s", "x")[0] == 2
-
-
-def test_resource_list_of_nothing(run: Run, broker: FakeBroker) -> None:
-    broker.on("resource.sched-status", {"all": None, "down": r(), "allocated": None})
-    assert run("resource", "list", "-n", "-s", "free") == (0, "      free      0      0     0\n", "")
-
-
-def test_resource_status(run: Run, broker: FakeBroker) -> None:
-    broker.on("resource.sched-status", {"all": ALL, "allocated": r(("1", "0", ""), hosts="n1")})
-    broker.on(
-        "resource.status",
-        {
-            "R": ALL,
-            "drain": {"1-2": {"timestamp": 1.0, "reason": "fan"}},
-            "online": "0-2",
-            "offline": "3-4",
-            "exclude": "",
-            "torpid": "",
-        },
-    )
-    assert run("resource", "status", "-o", "{state:>9} {up.ascii} {nnodes} {ncores} {nodelist} {reason}") == (
-        0,
-        "    STATE UP NNODES NCORES NODELIST REASON\n"
-        "    avail y 1 4 n0\n"
-        "   avail* n 2 8 n3\n"
-        " draining y 1 4 n1 fan\n"
-        "  drained y 1 4 n2 fan\n",
-        "",
-    )
-    assert run("resource", "status", "-n", "-s", "drain,torpid", "-o", "{state} {ranks}")[1] == (
-        "draining 1\ndrained 2\ntorpid\n"
-    )
-    assert (
-        run("resource", "status")[1].splitlines()[0]
-        == "     STATE UP NNODES NCORES NGPUS REASON               NODELIST"
-    )
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {},
-        {"execution": {"R_lite": [1], "nodelist": []}},
-        {"execution": {"R_lite": [{"rank": "0", "children": {"core": "x"}}], "nodelist": ["a"]}},
-        {"execution": {"R_lite": [{"rank": "0", "children": {"core": "0"}}], "nodelist": ["a,b"]}},
-        {"execution": {"R_lite": [{"rank": "0", "children": {"core": "0"}}], "nodelist": [1]}},
-    ],
-)
-def test_malformed_resources(wrong: WireMap) -> None:
-    with pytest.raises(ProtocolError, match="cannot use the broker's answer"):
-        parse_resources(wrong)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 SHELL = "shell/fluxres_shell"
-PLACE = re.compile(r"\b(?:fluxres|shell|csrc|tests|examples|docs)/[\w./-]*\w")
+PLACE = re.compile(r"(?<![\w/])(?:fluxres|shell|csrc|tests|examples|docs)/[\w./-]*\w")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"\bfluxres (job )?([a-z][a-z-]+)((?: +(?:--?[\w-]+(?:=\S+)?|[^\s`|$()]+))*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")

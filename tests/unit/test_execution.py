@@ -63,7 +63,8 @@ def test_where_nothing_ran_nothing_finishes() -> None:
     void = NEW.moved(S.VOID, cursor=0, problems=(GONE,))
     execution = Execution({0: NEW, 1: NEW}, reattach=False)
     assert types(execution.advanced(0, void)) == ["exception"]
-    assert types(execution.advanced(1, void)) == ["exception", "release"]
+    assert execution.failed
+    assert types(execution.advanced(1, void)) == ["release"]
     assert execution.status() == 0
 
 
@@ -89,6 +90,43 @@ def test_problems_are_told_once() -> None:
     assert types(execution.advanced(0, warned.moved(S.RUNNING, cursor=3))) == []
 
 
+def test_what_several_ranks_say_alike_is_told_once() -> None:
+    late = Problem(type="timeout", severity=0, note="resource allocation expired")
+    execution = Execution(dict.fromkeys(range(3), running()), reattach=False)
+    execution.begin()
+    told = [execution.advanced(rank, running().with_problem(late)) for rank in range(3)]
+    assert [types(responses) for responses in told] == [["exception"], [], []]
+    again = Execution(execution.ranks, reattach=True)
+    assert types(again.begin()) == ["exception", "reattached"]
+
+
+def test_what_has_ended_is_released_while_the_rest_runs() -> None:
+    execution = Execution(dict.fromkeys(range(4), running()), reattach=False)
+    execution.begin()
+    can = [execution.can_release]
+    assert execution.release_early() == []
+    for rank in (1, 3):
+        execution.advanced(rank, exited())
+        can.append(execution.can_release)
+    assert execution.release_early() == [Response(type="release", data={"ranks": "1,3", "final": False})]
+    can.append(execution.can_release)
+    execution.advanced(0, exited())
+    can.append(execution.can_release)
+    last = execution.advanced(2, exited())
+    can.append(execution.can_release)
+    assert can == [False, True, True, False, True, False]
+    assert execution.release_early() == []
+    assert last[-1] == Response(type="release", data={"ranks": "0,2", "final": True})
+
+
+def test_what_is_released_durably_is_not_released_again() -> None:
+    ranks = {0: exited(), 1: exited(), 2: running()}
+    execution = Execution(ranks, reattach=True, released=[0])
+    assert types(execution.begin()) == ["reattached"]
+    assert execution.release_early()[0].data == {"ranks": "1", "final": False}
+    assert execution.advanced(2, exited())[-1].data == {"ranks": "2", "final": True}
+
+
 LIVES: list[list[tuple[RankState, int]]] = [
     [(S.RUNNING, 0), (S.RUNNING, 0), (S.EXITED, 256)],
     [(S.RUNNING, 0), (S.LOST, 9)],
@@ -98,8 +136,8 @@ LIVES: list[list[tuple[RankState, int]]] = [
 ]
 
 
-def advance(progress: Progress, state: RankState, status: int) -> Progress:
-    problems = (GONE,) if state is S.LOST else ()
+def advance(rank: int, progress: Progress, state: RankState, status: int) -> Progress:
+    problems = (Problem(type="exec", severity=0, note=f"rank {rank} is lost"),) if state is S.LOST else ()
     return progress.moved(state, cursor=progress.cursor + 1, status=status, problems=problems)
 
 
@@ -115,7 +153,7 @@ def test_each_response_once_and_in_order(lives: list[list[tuple[RankState, int]]
         if count == restart:  # the records are what rank 0 has; it forgets what it has said
             execution = Execution(ranks, reattach=True)
             said = types(execution.begin())
-        ranks[rank] = advance(ranks[rank], *left[rank].pop(0))
+        ranks[rank] = advance(rank, ranks[rank], *left[rank].pop(0))
         said += types(execution.advanced(rank, ranks[rank]))
         assert execution.ended is all(not life for life in left)
         assert (said[-1:] == ["release"]) is execution.ended

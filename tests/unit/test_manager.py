@@ -30,7 +30,7 @@ from fluxres.kvs.ops import PRIMARY, Mkdir, Put, Unlink
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Request, Service
-from fluxres.sched.pool import Inventory, Pool
+from fluxres.sched.pool import Inventory, Pool, Share
 from fluxres.wire.payload import WireMap
 
 PATIENCE = 60
@@ -50,12 +50,18 @@ class PlayedExec:
         self.service = Service("job-exec", router)
         self.service.task("start", self._start)
         self.service.method("end", lambda request: self.cancelled.append(self._id(request)))
-        self.service.method("released", lambda request: self._released[self._id(request)].set())
+        self.releases: list[WireMap] = []
+        self.service.method("released", self._release)
 
     def _id(self, request: Request) -> int:
         jobid = request.payload["id"]
         assert isinstance(jobid, int)
         return jobid
+
+    def _release(self, request: Request) -> None:
+        self.releases.append(request.payload)
+        if request.payload["final"]:
+            self._released[self._id(request)].set()
 
     async def _start(self, request: Request) -> None:
         jobid = self._id(request)
@@ -69,10 +75,10 @@ class PlayedExec:
 class Life:
     """One incarnation of a manager, and what a test needs around it."""
 
-    def __init__(self, kvs: Kvs, clock: FluidClock, cores: IdSet) -> None:
+    def __init__(self, kvs: Kvs, clock: FluidClock, cores: IdSet, ranks: int) -> None:
         router = Router(rank=0, size=1)
-        pool = Pool([Inventory(rank=0, host="here", cores=cores)])
-        pool.set_up(IdSet([0]))
+        pool = Pool([Inventory(rank=rank, host="here", cores=cores) for rank in range(ranks)])
+        pool.set_up(IdSet(range(ranks)))
         self.kvs = kvs
         self.handle = Handle(router, "test", OWNER)
         self.manager = Manager(kvs=kvs, handle=self.handle, pool=pool, now=lambda: 1000.0, statedir_of=lambda _: "S")
@@ -114,10 +120,10 @@ class Life:
 
 
 @asynccontextmanager
-async def life(path: Path, cores: IdSet = BOTH) -> AsyncIterator[Life]:
+async def life(path: Path, cores: IdSet = BOTH, ranks: int = 1) -> AsyncIterator[Life]:
     async with running_kvs(path / "kvs.sqlite") as kvs:
         replayed = await replay(kvs)
-        made = Life(kvs, FluidClock(0, 1, replayed.last), cores)
+        made = Life(kvs, FluidClock(0, 1, replayed.last), cores, ranks)
         async with trio.open_nursery() as nursery:
             for service in made.services:
                 await nursery.start(service.run)
@@ -333,9 +339,71 @@ async def test_a_job_goes_on_where_its_cores_are_gone(tmp_path: Path) -> None:
         await now.until(lambda: jobid in now.exec.started)
     async with life(tmp_path, IdSet([0])) as later:
         other = await later.submit("other")
-        await later.run_through(other)
         await later.run_through(jobid)
+        await later.run_through(other)
         assert not later.manager.scheduler.pool.allocated()
+
+
+async def test_a_part_that_is_released_goes_to_others_and_stays_theirs(tmp_path: Path) -> None:
+    async with life(tmp_path, IdSet([0]), ranks=3) as now:
+        jobid = await now.submit(nodes=3, ntasks=3)
+        await now.until(lambda: jobid in now.exec.started)
+        assert now.exec.started[jobid].payload["released"] == ""
+        now.exec.say(jobid, "start")
+        other = await now.submit("other")
+        now.exec.say(jobid, "release", {"ranks": "1", "final": False})
+        await now.until(lambda: other in now.exec.started)
+        assert now.exec.releases == [{"id": jobid, "ranks": "1", "final": False}]
+        now.exec.say(jobid, "release", {"ranks": "2", "final": False})
+        await now.until(lambda: len(now.exec.releases) == 2)
+        assert now.manager.scheduler.pool.allocated() == (share(0), share(1))
+        assert now.events(jobid)[-2:] == ["release", "release"]
+    async with life(tmp_path, IdSet([0]), ranks=3) as later:
+        await later.until(lambda: {jobid, other} <= later.exec.started.keys())
+        assert later.manager.scheduler.pool.allocated() == (share(0), share(1))
+        assert later.exec.started[jobid].payload["released"] == "1-2"
+        later.exec.say(jobid, "finish", {"status": 0})
+        later.exec.say(jobid, "release", {"ranks": "0", "final": True})
+        await later.until(lambda: jobid not in later.manager.ledger)
+        assert later.manager.scheduler.pool.allocated() == (share(1),)
+        await later.run_through(other)
+        assert later.manager.scheduler.pool.allocated() == ()
+
+
+async def test_all_that_is_said_at_once_is_released_and_freed(tmp_path: Path) -> None:
+    async with life(tmp_path, IdSet([0]), ranks=2) as now:
+        jobid = await now.submit(nodes=2, ntasks=2)
+        await now.until(lambda: jobid in now.exec.started)
+        now.exec.say(jobid, "start")
+        now.exec.say(jobid, "release", {"ranks": "1", "final": False})
+        now.exec.say(jobid, "finish", {"status": 0})
+        now.exec.say(jobid, "release", {"ranks": "0", "final": True})
+        await now.until(lambda: jobid not in now.manager.ledger)
+        assert now.manager.scheduler.pool.allocated() == ()
+        assert [release["ranks"] for release in now.exec.releases] == ["1", "0"]
+
+
+async def test_many_exceptions_are_logged_once_over_a_restart(tmp_path: Path) -> None:
+    def problem(rank: int) -> WireMap:
+        return {"type": "exec", "severity": 0, "note": f"rank {rank} is lost"}
+
+    async with life(tmp_path) as now:
+        jobid = await now.submit()
+        await now.until(lambda: jobid in now.exec.started)
+        for rank in range(5):
+            now.exec.say(jobid, "exception", problem(rank))
+        await now.until(lambda: now.events(jobid).count("exception") == 5)
+    async with life(tmp_path) as later:
+        await later.until(lambda: jobid in later.exec.started)
+        for rank in range(7):
+            later.exec.say(jobid, "exception", problem(rank))
+        await later.until(lambda: later.events(jobid).count("exception") == 7)
+        later.exec.say(jobid, "release", {"ranks": "0", "final": True})
+        await later.until(lambda: jobid not in later.manager.ledger)
+
+
+def share(rank: int) -> Share:
+    return Share(rank=rank, cores=IdSet([0]))
 
 
 async def test_a_bad_jobspec_is_refused_by_its_path(tmp_path: Path) -> None:

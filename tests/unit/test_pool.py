@@ -90,7 +90,7 @@ def test_ranks_begin_down_and_drained_ranks_are_left_alone() -> None:
     assert (str(pool.usable_ranks()), str(pool.unusable_ranks()), str(pool.drained_ranks())) == (
         "1",
         "0",
-        "0",
+        "0,77",
     )
     assert shown(pool.allocate(Request())) == ["1:0"]
     assert pool.allocate(Request()) is None
@@ -124,14 +124,87 @@ def test_claim_takes_exactly_what_it_names_even_on_a_rank_that_is_down() -> None
     assert shown(pool.allocate(Request(nslots=2))) == ["0:0,3"]
 
 
+def test_a_rank_may_be_drained_before_it_is_there() -> None:
+    pool = make_pool(1)
+    pool.drain(ids("1"))
+    pool.add(Inventory(rank=1, host="host1", cores=ids("0-7")))
+    pool.set_up(ids("1"))
+    assert shown(pool.allocate(Request())) == ["0:0"]
+    pool.undrain(ids("1"))
+    assert shown(pool.allocate(Request())) == ["1:0"]
+
+
+def test_torpid_ranks_get_nothing_new() -> None:
+    pool = make_pool(1, 2)
+    pool.set_torpid(ids("1"))
+    assert (str(pool.torpid_ranks()), str(pool.usable_ranks()), str(pool.unusable_ranks())) == ("1", "0", "1")
+    assert shown(pool.allocate(Request())) == ["0:0"]
+    assert pool.allocate(Request()) is None
+    before = pool.generation
+    pool.set_lively(ids("1"))
+    assert pool.generation > before
+    assert shown(pool.allocate(Request())) == ["1:0"]
+
+
+def test_what_a_rank_has_no_longer_stays_claimed_and_is_not_given_again() -> None:
+    pool = make_pool(4, gpus=1)
+    held = pool.allocate(Request(nslots=3, gpus_per_slot=0))
+    assert shown(held) == ["0:0-2"]
+    assert pool.in_use(0)
+    before = pool.generation
+    pool.replace(Inventory(rank=0, host="new", cores=ids("2-3")))
+    assert pool.generation > before
+    assert pool.find(0) == Inventory(rank=0, host="new", cores=ids("2-3"))
+    assert [str(share.cores) for share in pool.allocated()] == ["0-2"]
+    assert shown(pool.allocate(Request())) == ["0:3"]
+    assert pool.allocate(Request()) is None
+    assert held is not None
+    pool.release(held)
+    assert shown(pool.allocate(Request())) == ["0:2"]
+    assert pool.allocate(Request()) is None
+    with pytest.raises(PoolError, match="cannot replace rank 5 in the resource pool: it is not there"):
+        pool.replace(Inventory(rank=5, host="a", cores=ids("0")))
+
+
+def test_a_restart_claims_also_what_a_rank_has_no_longer() -> None:
+    pool = make_pool(2)
+    claimed = Allocation(shares=(Share(rank=0, cores=ids("1-7"), gpus=ids("0")),), nslots=7)
+    pool.claim(claimed)
+    with pytest.raises(PoolError, match="cannot claim core7 of rank 0: in use by another job"):
+        pool.claim(Allocation(shares=(Share(rank=0, cores=ids("7")),), nslots=1))
+    assert pool.allocate(Request(nnodes=1, exclusive=True)) is None
+    assert shown(pool.allocate(Request())) == ["0:0"]
+    pool.release(claimed)
+    assert shown(pool.allocate(Request())) == ["0:1"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "waits"),
+    [
+        (Request(nslots=100), True),
+        (Request(gpus_per_slot=8), True),
+        (Request(nnodes=3, nslots=3, cores_per_slot=64), False),
+        (Request(nnodes=2, nslots=2, cores_per_slot=64), True),
+        (Request(nnodes=4, nslots=4), True),
+        (Request(nnodes=5, nslots=5), False),
+    ],
+)
+def test_while_ranks_were_never_seen_what_may_fit_on_them_waits(request_: Request, waits: bool) -> None:
+    seen = [Inventory(rank=rank, host=f"host{rank}", cores=ids("0-3")) for rank in range(2)]
+    pool = Pool(seen, size=4)
+    assert (pool.why_unsatisfiable(request_) is None) is waits
+    for rank in (2, 3):
+        pool.add(Inventory(rank=rank, host=f"host{rank}", cores=ids("0-3")))
+    assert (pool.why_unsatisfiable(request_) is None) is (request_ == Request(nnodes=4, nslots=4))
+
+
 @pytest.mark.parametrize(
     ("shares", "why"),
     [
         ((Share(rank=5, cores=ids("0")),), "cannot claim rank 5: not in the resource pool"),
-        ((Share(rank=0, cores=ids("0-4")),), "cannot claim core4 of rank 0: not in the resource pool"),
         (
-            (Share(rank=0, cores=ids("1"), gpus=ids("3")),),
-            "cannot claim gpu3 of rank 0: not in the resource pool",
+            (Share(rank=0, cores=ids("1"), gpus=ids("3")), Share(rank=5, cores=ids("0"))),
+            "cannot claim rank 5: not in the resource pool",
         ),
         ((Share(rank=0, cores=ids("0-1")),), "cannot claim core0 of rank 0: in use by another job"),
         ((Share(rank=1, cores=ids("0")), Share(rank=1, cores=ids("1"))), "cannot claim rank 1: named twice"),
@@ -255,6 +328,43 @@ def test_nothing_is_given_twice_and_everything_comes_back(steps: list[tuple[Requ
     for allocation in held:
         pool.release(allocation)
     assert pool.allocated() == ()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["set_up", "set_down", "drain", "undrain", "set_torpid", "set_lively", "replace", "take"]),
+            st.integers(0, 3),
+            st.integers(1, 5),
+        ),
+        max_size=40,
+    )
+)
+def test_what_can_be_given_is_what_is_free_on_usable_ranks(steps: list[tuple[str, int, int]]) -> None:
+    """Against a naive model, whatever comes and goes: a request for all that is free fits, one more slot does not."""
+    pool = make_pool(2, 2, 2, up=False)
+    cores, used = {0: 2, 1: 2, 2: 2}, {0: 0, 1: 0, 2: 0}
+    up, drained, torpid = set[int](), set[int](), set[int]()
+    sets = {"set_up": (up, True), "set_down": (up, False), "drain": (drained, True), "undrain": (drained, False)}
+    sets |= {"set_torpid": (torpid, True), "set_lively": (torpid, False)}
+    for what, rank, count in steps:
+        if what in sets:
+            getattr(pool, what)(IdSet([rank]))
+            which, add = sets[what]
+            which.update({rank}) if add and (what != "set_up" or rank in cores) else which.discard(rank)
+        elif rank in cores and what == "replace":
+            pool.replace(Inventory(rank=rank, host="h", cores=IdSet(range(count))))
+            cores[rank] = count
+        elif rank in cores and (rank in up - drained - torpid) and used[rank] < cores[rank]:
+            assert pool.allocate(Request(constraint=parse_constraint({"ranks": [str(rank)]}))) is not None
+            used[rank] += 1
+        free = sum(max(0, cores[r] - used[r]) for r in up - drained - torpid)
+        assert pool.allocate(Request(nslots=free + 1)) is None
+        if free:
+            everything = pool.allocate(Request(nslots=free))
+            assert everything is not None
+            pool.release(everything)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,9 @@ class TestDetached:
             *sh("echo $FLUX_TASK_RANK $FLUX_TASK_LOCAL_ID $FLUX_JOB_SIZE; exit $FLUX_TASK_RANK"),
             ntasks_total=5, tasks=[{"rank": 3, "local": 0}, {"rank": 4, "local": 1}], ranks=[7, 0], nnodes=2,
         )  # fmt: skip
+        broker = one.attach()
+        broker.pass_barrier()
+        broker.close()
         one.wait()
         records = one.records()
         assert [output(records, task=task) for task in (3, 4)] == [b"3 0 5\n", b"4 1 5\n"]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from shellkit import make_spec
 
 from fluxres.base.errors import ProtocolError
-from fluxres.wire.payload import WireMap, pack
+from fluxres.wire.framing import FrameDecoder
+from fluxres.wire.payload import WireMap, pack, unpack_map
 from fluxres_shell import protocol
 from fluxres_shell.environment import render, task_env
 from fluxres_shell.spec import ShellSpec, SpecError, parse_spec
@@ -31,6 +32,7 @@ HERE = Path("/shell/dir")
             protocol.Stdin(task=-1, offset=0, data=b"x", eof=True),
         ),
         ({"type": "release", "extra": 1}, protocol.Release()),
+        ({"type": "barrier-done", "name": "start", "seq": 0}, protocol.BarrierDone(name="start", seq=0)),
     ],
 )
 def test_requests(message: WireMap, request_: protocol.Request) -> None:
@@ -55,6 +57,11 @@ def test_requests(message: WireMap, request_: protocol.Request) -> None:
                 {"type": "attach", "nonce": "n" * 300, "from": 1},
                 {"type": "stdin", "task": -2, "offset": 0, "data": b"", "eof": False},
                 {"type": "stdin", "task": 0, "offset": 0, "data": "text", "eof": False},
+                {"type": "barrier-done", "name": "start"},
+                {"type": "barrier-done", "name": "start", "seq": -1},
+                {"type": "barrier-done", "name": b"start", "seq": 0},
+                {"type": "barrier-done", "name": "n" * 300, "seq": 0},
+                {"type": "barrier", "name": "start", "seq": 0},
                 {"type": "fly"},
             ],
         ),
@@ -63,6 +70,11 @@ def test_requests(message: WireMap, request_: protocol.Request) -> None:
 def test_anything_else_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         protocol.parse_request(body)
+
+
+def test_the_barrier_frame() -> None:
+    (body,) = FrameDecoder().feed(protocol.barrier("start", 0))
+    assert unpack_map(body) == {"type": "barrier", "name": "start", "seq": 0}
 
 
 class TestStdin:
@@ -141,6 +153,16 @@ class TestSpec:
         assert [(task.rank, task.local) for task in parsed.tasks] == [(2, 0)]
 
     @pytest.mark.parametrize(
+        ("given_", "ranks"),
+        [([2, 5], (2, 5)), ([7, 0], (7, 0)), ("0-3,7", (0, 1, 2, 3, 7)), ("[1-2]", (1, 2)), ("4", (4,))],
+    )
+    def test_ranks(self, given_: str | list[int], ranks: tuple[int, ...]) -> None:
+        parsed = spec(ranks=given_, rank=ranks[-1], nnodes=len(ranks))
+        assert parsed.ranks == ranks
+        assert task_env(parsed, parsed.tasks[0], "")["FLUX_JOB_NNODES"] == str(len(ranks))
+        assert render("{{node.id}}", parsed, parsed.tasks[0], "") == str(len(ranks) - 1)
+
+    @pytest.mark.parametrize(
         ("options", "stdout", "stderr", "truncate"),
         [
             ({}, None, None, True),
@@ -161,6 +183,8 @@ class TestSpec:
         ("changes", "said"),
         [
             ({"version": 2}, "version 2"), ({"rank": "0"}, "'rank' must be int"), ({"rank": True}, "'rank'"),
+            ({"ranks": "0-"}, "'ranks'"), ({"ranks": "1-2", "nnodes": 2}, "rank 0"), ({"ranks": 0}, "'ranks'"),
+            ({"ranks": ""}, "rank 0"), ({"ranks": "0-1"}, "'nnodes'"),
             ({"rank": 1}, "rank 1"), ({"tasks": []}, "0 tasks"), ({"tasks": [{"rank": 0}]}, "'local'"),
             ({"jobspec": {"tasks": []}}, "no command"),
             ({"jobspec": {"tasks": [{"command": [""]}]}}, "no command"),

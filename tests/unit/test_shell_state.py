@@ -14,6 +14,8 @@ from fluxres_shell.state import _TABLE, LINGER, MAX_SWEEPS, Phase, ShellState, e
 
 OUT = (0, "stdout")
 STARTED = ev.Started(taskmap={"version": 1, "map": []})
+ENTERED = ev.BarrierEntered(name="start", seq=0)
+BARRIER_DONE = ev.BarrierDone(name="start", seq=0)
 FAILED = ev.StartFailed(status=127 << 8, note="cannot start", running=0, streams=frozenset())
 
 
@@ -29,6 +31,13 @@ def exited(task: int = 0, status: int = 0) -> ev.TaskExited:
 def running(tasks: int = 1, *, streams: set[tuple[int, str]] | None = None, limit: float = 0) -> ShellState:
     state = shell(tasks, streams=streams, limit=limit)
     state.apply(STARTED)
+    return state
+
+
+def waiting(tasks: int = 1, *, streams: set[tuple[int, str]] | None = None, limit: float = 0) -> ShellState:
+    state = shell(tasks, streams=streams, limit=limit)
+    assert state.apply(ENTERED) == []
+    assert state.phase is Phase.WAITING
     return state
 
 
@@ -249,20 +258,89 @@ def test_kill_signals_the_tasks_while_there_are_any() -> None:
     assert state.apply(ev.Kill(signum=15)) == []
 
 
+def test_the_tasks_start_when_the_barrier_is_done() -> None:
+    state = waiting(limit=10)
+    assert state.apply(ev.Attached(connection=1, from_seq=1)) == [ev.Serve(1, 1), ev.SendBarrier(1, "start", 0)]
+    assert state.apply(BARRIER_DONE) == [ev.StartTasks()]
+    assert appended(state.apply(STARTED)) == [("event", "shell.start", {"taskmap": STARTED.taskmap})]
+    assert state.phase is Phase.RUNNING
+    assert state.apply(BARRIER_DONE) == []
+    assert state.apply(ev.Attached(connection=2, from_seq=1))[1:] == [ev.Serve(2, 1)]
+
+
+def test_a_broker_that_is_attached_already_is_told_of_the_barrier() -> None:
+    state = shell()
+    state.apply(ev.Attached(connection=1, from_seq=1))
+    assert state.apply(ENTERED) == [ev.SendBarrier(1, "start", 0)]
+
+
+def test_a_waiting_shell_tells_every_broker_and_outlasts_them() -> None:
+    state = waiting()
+    for connection in (1, 2, 3):
+        assert state.apply(ev.Attached(connection=connection, from_seq=1)) == [
+            ev.Serve(connection, 1),
+            ev.SendBarrier(connection, "start", 0),
+        ]
+        assert state.apply(ev.ConnectionLost(connection=connection)) == []
+        assert (state.phase, state.connection) == (Phase.WAITING, None)
+    state.apply(ev.Attached(connection=4, from_seq=1))
+    close, *served = state.apply(ev.Attached(connection=5, from_seq=1))
+    assert close == ev.Close(4, "a newer attach takes over")
+    assert served == [ev.Serve(5, 1), ev.SendBarrier(5, "start", 0)]
+    (refused,) = state.apply(ev.Released(connection=5))
+    assert isinstance(refused, ev.Close)
+    assert state.phase is Phase.WAITING
+
+
+@pytest.mark.parametrize(("name", "seq"), [("start", 1), ("pmi", 0), ("", 0)])
+def test_another_barriers_end_is_ignored(name: str, seq: int) -> None:
+    state = waiting()
+    assert state.apply(ev.BarrierDone(name=name, seq=seq)) == []
+    assert state.phase is Phase.WAITING
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL, signal.SIGALRM, signal.SIGRTMAX])
+def test_a_signal_while_it_waits_is_its_end(signum: int) -> None:
+    state = waiting(2, streams={(0, "stdout"), (1, "stdout")})
+    effects = state.apply(ev.Kill(signum=signum))
+    assert effects[0] == ev.DropTasks()
+    assert effects[-1] == ev.Sweep()
+    assert appended(effects) == [("eof", "stdout", 0), ("eof", "stdout", 1)]
+    assert state.apply(BARRIER_DONE) == []
+    assert state.apply(ev.Attached(connection=1, from_seq=1)) == [ev.Serve(1, 1)]
+    assert state.apply(ev.Kill(signum=signum)) == []
+    assert exit_fields(state.apply(ev.Swept(remaining=0))) == ((128 + signum) << 8, {})
+
+
+@pytest.mark.parametrize("signum", [signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP])
+def test_a_signal_that_ends_nothing_leaves_it_waiting(signum: int) -> None:
+    state = waiting()
+    assert state.apply(ev.Kill(signum=signum)) == []
+    assert state.apply(BARRIER_DONE) == [ev.StartTasks()]
+
+
+def test_a_start_that_fails_after_the_barrier() -> None:
+    state = waiting(streams={OUT})
+    state.apply(BARRIER_DONE)
+    assert appended(state.apply(FAILED)) == [("eof", "stdout", 0)]
+    assert exit_fields(state.apply(ev.Swept(remaining=0)))[0] == 127 << 8
+
+
 EVERY_EVENT: tuple[ev.Event, ...] = (
-    STARTED, FAILED, exited(), ev.PipeData(task=0, stream="stdout", data=b""),
+    STARTED, ENTERED, BARRIER_DONE, FAILED, exited(), ev.PipeData(task=0, stream="stdout", data=b""),
     ev.PipeEof(task=0, stream="stdout"), ev.Swept(remaining=0), ev.TimerFired(timer=ev.Timer.LIMIT),
     ev.JournalFull(), ev.JournalRoom(), ev.ExitStored(), ev.Attached(connection=1, from_seq=1),
     ev.ConnectionLost(connection=1), ev.Acked(seq=1), ev.Kill(signum=9), ev.Released(connection=1),
 )  # fmt: skip
 ALLOWED = {
-    Phase.SETUP: {"Started", "StartFailed"},
+    Phase.SETUP: {"Started", "StartFailed", "BarrierEntered"},
+    Phase.WAITING: set(),
     Phase.RUNNING: {"TaskExited", "PipeData", "PipeEof", "TimerFired"},
     Phase.DRAINING: {"PipeData", "PipeEof", "Swept", "TimerFired"},
     Phase.ENDING: {"ExitStored"},
     Phase.CLOSING: {"TimerFired"},
 }
-ALWAYS = {"JournalFull", "JournalRoom", "Attached", "ConnectionLost", "Acked", "Kill", "Released"}
+ALWAYS = {"JournalFull", "JournalRoom", "Attached", "ConnectionLost", "Acked", "Kill", "Released", "BarrierDone"}
 
 
 @pytest.mark.parametrize("phase", list(Phase))

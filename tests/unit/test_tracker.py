@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluxres.rpc.tracker import Tracker, came_through, cancel_request, error_response, is_terminal
+from fluxres.rpc.tracker import MAX_TEXT, Tracker, came_through, cancel_request, error_response, is_terminal
 from fluxres.wire.messages import NODEID_UPSTREAM, Message, MessageFlag, MessageType, Role, request, response_to
 from fluxres.wire.payload import unpack_map
 
@@ -62,6 +62,35 @@ def test_a_response_over_another_hop_is_dropped() -> None:
     assert tracker.answered("child1", response_to(asked()))
 
 
+def test_what_is_under_way_is_not_sent_again() -> None:
+    tracker = Tracker()
+    assert tracker.sent("child1", asked())
+    assert not tracker.sent("child2", asked())
+    assert tracker.sent("child2", asked(("c2",)))
+    assert len(tracker.lost("child1", "lost")) == 1
+    assert tracker.sent("child2", asked())
+
+
+def test_a_disconnect_from_one_service_leaves_the_others() -> None:
+    tracker = Tracker()
+    tracker.sent("parent", asked(matchtag=1))
+    tracker.sent("parent", asked(matchtag=2)._replace(topic="job-info.lookup"))
+    assert [cancel.topic for _, cancel in tracker.disconnected(("c1",), "kvs")] == ["kvs.cancel"]
+    assert [cancel.topic for _, cancel in tracker.disconnected(("c1",))] == ["job-info.cancel"]
+
+
+def test_among_many_exactly_those_end() -> None:
+    tracker = Tracker()
+    for number in range(1000):
+        tracker.sent(f"hop{number % 10}", asked(("far", f"child{number % 20}"), number + 1))
+    assert tracker.disconnected(("client",)) == []
+    assert tracker.lost("hop10", "lost") == []
+    assert {hop for hop, _ in tracker.disconnected(("child13",))} == {"hop3"}
+    assert {failed.route for failed in tracker.lost("hop3", "lost")} == {("far", "child3")}
+    assert {failed.matchtag % 10 for failed in tracker.lost("hop4", "lost")} == {5}
+    assert len(tracker) == 800
+
+
 def test_what_wants_no_response_is_not_kept() -> None:
     tracker = Tracker()
     tracker.sent("parent", asked(matchtag=0))
@@ -109,6 +138,7 @@ def test_a_cancel_goes_the_way_of_its_request() -> None:
 
 def test_an_error_text_can_hold_anything() -> None:
     assert error_response(asked(), 2, "no file \udcff").payload == b"no file ?"
+    assert len(error_response(asked(), 2, "x" * 10_000_000).payload or b"") == MAX_TEXT
 
 
 # -- the model
@@ -151,7 +181,7 @@ class World:
     def ask(self, hop: str, route: tuple[str, ...], *, streaming: bool) -> None:
         entry = Asked(hop, asked(route, len(self.all) + 1, streaming=streaming))
         self.all.append(entry)
-        self.tracker.sent(hop, entry.message)
+        assert self.tracker.sent(hop, entry.message)
 
     def answer(self, entry: Asked, errnum: int) -> None:
         """A response arrives, wanted or not; what the tracker lets pass reaches the requester."""

@@ -26,49 +26,53 @@ def only(lines: list[str]) -> Event:
 
 
 def test_events_go_to_the_exec_eventlog() -> None:
-    batch = translate([records.encode(1, 11.5, EVENT, "shell.init", {"leader-rank": 0})], cursor=0)
+    batch = translate([records.encode(1, 11.5, EVENT, "shell.init", {"leader-rank": 0})], cursor=0, leader=True)
     assert only(batch.events) == Event(11.5, "shell.init", {"leader-rank": 0})
-    assert (batch.last, batch.started, batch.timed_out, batch.exit, batch.output) == (1, True, False, None, [])
+    assert (batch.last, batch.timed_out, batch.exit, batch.output) == (1, False, None, [])
 
 
-@pytest.mark.parametrize(
-    ("name", "started", "timed_out"),
-    [("shell.init", True, False), ("shell.start", False, False), ("shell.timeout", False, True)],
-)
-def test_the_events_that_mean_more(name: str, started: bool, timed_out: bool) -> None:
-    batch = translate([records.encode(1, 1.0, EVENT, name, {})], cursor=0)
-    assert (batch.started, batch.timed_out) == (started, timed_out)
+@pytest.mark.parametrize(("name", "timed_out"), [("shell.init", False), ("shell.timeout", True)])
+def test_the_event_that_means_more(name: str, timed_out: bool) -> None:
+    assert translate([records.encode(1, 1.0, EVENT, name, {})], cursor=0, leader=True).timed_out is timed_out
+
+
+def test_only_the_leader_tells_of_the_beginning() -> None:
+    names = ("shell.init", "shell.start", "shell.task-exit")
+    payloads = [records.encode(seq, 1.0, EVENT, name, {}) for seq, name in enumerate(names, 1)]
+    batch = translate(payloads, cursor=0, leader=False)
+    assert only(batch.events).name == "shell.task-exit"
+    assert batch.last == 3
 
 
 def test_text_stays_text() -> None:
-    event = only(translate([data(1, "grüß\n".encode(), stream=STDERR, task=3)], cursor=0).output)
+    event = only(translate([data(1, "grüß\n".encode(), stream=STDERR, task=3)], cursor=0, leader=True).output)
     assert event == Event(11.0, "data", {"stream": "stderr", "rank": "3", "data": "grüß\n"})
 
 
 def test_other_bytes_are_base64() -> None:
-    event = only(translate([data(1, b"\xff\x00")], cursor=0).output)
+    event = only(translate([data(1, b"\xff\x00")], cursor=0, leader=True).output)
     assert event.context == {"stream": "stdout", "rank": "0", "data": "/wA=", "encoding": "base64"}
 
 
 def test_the_end_of_a_stream() -> None:
-    event = only(translate([records.encode(1, 2.0, EOF, STDOUT, 4)], cursor=0).output)
+    event = only(translate([records.encode(1, 2.0, EOF, STDOUT, 4)], cursor=0, leader=True).output)
     assert event == Event(2.0, "data", {"stream": "stdout", "rank": "4", "eof": True})
 
 
 def test_the_exit_record_is_last() -> None:
-    batch = translate([data(1, b"x"), records.encode(2, 2.0, EXIT, 256, {"timeout": True})], cursor=0)
+    batch = translate([data(1, b"x"), records.encode(2, 2.0, EXIT, 256, {"timeout": True})], cursor=0, leader=True)
     assert batch.exit is not None
     assert (batch.exit.status, batch.exit.info) == (256, {"timeout": True})
-    assert (batch.started, batch.last, len(batch.output)) == (True, 2, 1)
+    assert (batch.last, len(batch.output)) == (2, 1)
 
 
 def test_what_is_committed_is_dropped() -> None:
     payloads = [data(seq, bytes([48 + seq])) for seq in range(1, 6)]
-    batch = translate(payloads, cursor=3)
+    batch = translate(payloads, cursor=3, leader=True)
     assert batch.last == 5
     assert [event.context["data"] for event in decode("".join(batch.output))] == ["4", "5"]
-    assert translate(payloads, cursor=9) == Batch(last=9)
-    assert translate([], cursor=9) == Batch(last=9)
+    assert translate(payloads, cursor=9, leader=True) == Batch(last=9)
+    assert translate([], cursor=9, leader=True) == Batch(last=9)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_what_is_committed_is_dropped() -> None:
 )
 def test_bad_records_are_refused(payloads: list[bytes], why: str) -> None:
     with pytest.raises(ProtocolError, match=why):
-        translate(payloads, cursor=0)
+        translate(payloads, cursor=0, leader=True)
 
 
 def written(lines: list[str]) -> bytes:
@@ -105,7 +109,7 @@ def test_every_byte_once_whatever_is_sent_again(chunks: list[bytes], choice: st.
     while cursor < len(payloads):
         begin = choice.draw(st.integers(0, cursor))
         end = choice.draw(st.integers(begin, len(payloads)))
-        batch = translate(payloads[begin:end], cursor=cursor)
+        batch = translate(payloads[begin:end], cursor=cursor, leader=True)
         assert batch.last == max(cursor, end)
         cursor = batch.last
         output += batch.output
@@ -144,5 +148,5 @@ def raised(severity: int) -> dict[str, object]:
 def test_each_problem_is_told_once_and_can_be_logged(
     last: bytes, known: tuple[Problem, ...], expected: tuple[Problem, ...]
 ) -> None:
-    batch = translate([records.encode(1, 1.0, EVENT, "shell.timeout", {}), last], cursor=0)
+    batch = translate([records.encode(1, 1.0, EVENT, "shell.timeout", {}), last], cursor=0, leader=True)
     assert problems_of(batch, Progress(statedir="S", problems=known)) == expected

@@ -1,0 +1,136 @@
+"""The loop of incarnations of one rank: a panic ends an incarnation, and the loop begins the next in this process.
+
+What was refused before the broker was ever online would be refused again, and ends the loop; so does a panic where the
+site wants its supervisor to do the looping (`--on-panic=exit`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from fluxres.base.errors import FluxresError, Refusal
+from fluxres.broker.config import Config
+from fluxres.broker.incarnation import Incarnation
+from fluxres.broker.logbuffer import LogBuffer
+from fluxres.broker.platform import Platform
+from fluxres.broker.statedir import Identities
+from fluxres.overlay.errors import ParentLost, SubtreePanic
+from fluxres.overlay.topology import Topology
+
+log = logging.getLogger("fluxres.broker")
+
+BACKOFF_MIN: Final = 0.05
+BACKOFF_MAX: Final = 10.0
+"""Seconds before the next incarnation, doubled at each panic in a row, with full jitter."""
+BACKOFF_LOST: Final = 0.2
+"""The same where the parent was lost, and nothing is wrong here."""
+STEADY: Final = 30.0
+"""Seconds after which an incarnation counts as a success, and the back-off begins anew."""
+
+
+class BrokerLoop:
+    """One rank in one process. `notify` is told `READY=1` and `STOPPING=1`, as sd_notify(3) has them."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        rank: int,
+        topology: Topology,
+        statedir: Identities,
+        platform: Platform,
+        logbuffer: LogBuffer,
+        notify: Callable[[str], None],
+        exits: bool = False,
+    ) -> None:
+        self.shutdown = trio.Event()
+        """Setting it shuts the broker down cleanly."""
+        self.refusal = ""
+        """Why no further incarnation was begun, for people; empty while there is no such reason."""
+        self.incarnation: Incarnation | None = None
+        self._config = config
+        self._rank = rank
+        self._topology = topology
+        self._statedir = statedir
+        self._platform = platform
+        self._logbuffer = logbuffer
+        self._notify = notify
+        self._exits = exits
+        self._was_online = False
+
+    async def run(self) -> int:
+        """Run until a clean shutdown (0), or what no further incarnation would mend (1)."""
+        backoff = BACKOFF_MIN
+        while True:
+            begun = trio.current_time()
+            try:
+                self.incarnation = self._incarnation()
+                await self.incarnation.run()
+            except Exception as error:
+                if self.shutdown.is_set() and _is_lost_parent(error):
+                    return self._ended()  # it shuts down as we do, and was faster
+                log_panic(error)
+                if not self._was_online and _is_refusal(error):
+                    self.refusal = "; ".join(map(str, _leaves(error)))
+                    return 1  # it will be so the next time too
+                bound = BACKOFF_LOST if _is_lost_parent(error) else BACKOFF_MAX
+            else:
+                return self._ended()
+            if self._exits or self.shutdown.is_set():
+                return 1
+            if trio.current_time() - begun > STEADY:
+                backoff = BACKOFF_MIN
+            with trio.move_on_after(self._platform.random.uniform(0, min(backoff, bound))):
+                await self.shutdown.wait()
+            backoff = min(2 * backoff, BACKOFF_MAX)
+
+    def _ended(self) -> int:
+        self._notify("STOPPING=1")
+        return 0
+
+    def _incarnation(self) -> Incarnation:
+        return Incarnation(
+            config=self._config,
+            rank=self._rank,
+            topology=self._topology,
+            statedir=self._statedir,
+            platform=self._platform,
+            logbuffer=self._logbuffer,
+            shutdown=self.shutdown,
+            online=self._online,
+        )
+
+    def _online(self) -> None:
+        self._was_online = True
+        self._notify("READY=1")
+
+
+def log_panic(error: Exception) -> None:
+    """Say why an incarnation ended: in a line where that is all there is to say, else with the traceback."""
+    causes = _leaves(error)
+    if any(isinstance(cause, ParentLost) for cause in causes):  # other panics are its consequence
+        causes = [cause for cause in causes if isinstance(cause, ParentLost) or not isinstance(cause, SubtreePanic)]
+    if all(isinstance(cause, FluxresError) for cause in causes):
+        log.error("panic: %s", "; ".join(str(cause) for cause in causes))
+    else:
+        log.error("panic: %s", "; ".join(repr(cause) for cause in causes), exc_info=error)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a person has to mend what went wrong: a store that is refused, a socket that is taken."""
+    return all(isinstance(cause, Refusal) for cause in _leaves(error))
+
+
+def _is_lost_parent(error: Exception) -> bool:
+    """Whether nothing is wrong here: connecting to the parent has a back-off of its own."""
+    return all(isinstance(cause, SubtreePanic) for cause in _leaves(error))
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]

@@ -1,0 +1,144 @@
+"""The world around a broker: its clock, chance, network, store, processes and clients.
+
+An incarnation runs the same code whatever is behind this. `LocalPlatform` is a node of Linux; `fluxres.testing` has
+another, in which thousands of brokers live in one process on a virtual clock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from random import Random
+from typing import Final, Protocol
+
+import trio
+
+from fluxres.broker.cgroups import parent_cgroup, remove_parent
+from fluxres.broker.config import Config
+from fluxres.broker.connector import Connector
+from fluxres.broker.inventory import local_inventory
+from fluxres.broker.statedir import Statedir
+from fluxres.exec.host import ShellHost
+from fluxres.exec.launcher import Launcher
+from fluxres.exec.shelldir import LocalShellHost
+from fluxres.exec.spec import LocalSettings
+from fluxres.kvs.kvs import Kvs
+from fluxres.overlay.sockets import SocketTransport
+from fluxres.overlay.transport import Transport
+from fluxres.rpc.router import Router
+from fluxres.sched.pool import Inventory
+
+BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+
+
+class Clients(Protocol):
+    """How local clients reach the broker."""
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve clients until cancelled."""
+
+    def remove(self) -> None:
+        """The broker is shut down, and no other incarnation follows."""
+
+
+class Processes(Protocol):
+    """What has to run so that shells can be started here."""
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own it until cancelled; shells go on."""
+
+
+class Platform(Protocol):
+    """What an incarnation needs of the world."""
+
+    @property
+    def random(self) -> Random:
+        """Chance, for back-off."""
+
+    @property
+    def transport(self) -> Transport:
+        """The way to other brokers."""
+
+    @property
+    def host(self) -> str:
+        """The name of this node."""
+
+    @property
+    def boot_id(self) -> str:
+        """Names the life of this node's kernel."""
+
+    @property
+    def pid(self) -> int:
+        """The broker's process."""
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+
+    def open_store(self) -> AbstractAsyncContextManager[Kvs]:
+        """The store of rank 0."""
+
+    def inventory(self) -> Inventory:
+        """What this rank has."""
+
+    def shells(self, instance: str) -> tuple[ShellHost, Processes, LocalSettings]:
+        """Where shells live, what has to run for that, and what their specs lack."""
+
+    def clients(self, router: Router) -> Clients:
+        """The local connector."""
+
+    def clean_up(self) -> None:
+        """The broker is shut down: leave nothing behind that nobody needs."""
+
+
+class LocalPlatform:
+    """A node of Linux, and the files of one rank on it."""
+
+    def __init__(self, config: Config, rank: int, statedir: Statedir) -> None:
+        self._config = config
+        self._rank = rank
+        self._statedir = statedir
+        self._cgroup: str | None = None
+        self.random = Random()
+        self.host = config.host_of(rank) or socket.gethostname()
+        self.boot_id = Path(BOOT_ID).read_text(encoding="ascii").strip()
+        self.pid = os.getpid()
+        self.now: Callable[[], float] = time.time
+        self.transport = SocketTransport(config.addresses(), rank=rank)
+        self.socket = os.path.join(os.path.abspath(config.broker.rundir), f"local-{rank}")
+
+    def open_store(self) -> AbstractAsyncContextManager[Kvs]:
+        """SQLite in the statedir."""
+        return Kvs.open(Path(self._statedir.store), owner=os.getuid())
+
+    def inventory(self) -> Inventory:
+        """The cores that this process may run on, unless the configuration says otherwise."""
+        return local_inventory(self._rank, self.host, self._config.resource)
+
+    def shells(self, instance: str) -> tuple[ShellHost, Processes, LocalSettings]:
+        """Real processes, started by a launcher, in cgroups where there are any."""
+        table = self._config.exec
+        self._cgroup = parent_cgroup(table.cgroup, f"fluxres-{instance[:8]}-{self._rank}")
+        launcher = Launcher(self._cgroup)
+        settings = LocalSettings(
+            uri=f"local://{self.socket}",
+            tmpdir_base=table.tmpdir,
+            cgroup_parent=self._cgroup,
+            bind=self._config.resource.cores is None,
+            journal_limit=table.journal_limit,
+            segment_size=table.segment_size,
+        )
+        return LocalShellHost(self._statedir.path, self._rank, launcher), launcher, settings
+
+    def clients(self, router: Router) -> Connector:
+        """A Unix socket in the rundir."""
+        guests = self._config.access.allow_guest_user
+        return Connector(self.socket, router, owner=os.getuid(), guests=guests)
+
+    def clean_up(self) -> None:
+        """Remove the socket for children, and the cgroup unless shells live in it."""
+        self.transport.remove()
+        remove_parent(self._cgroup)

@@ -1,0 +1,69 @@
+"""A rank's presence in the instance: one streaming RPC to rank 0 that stays open for as long as the incarnation.
+
+ASKING: `resource.hello` is sent; rank 0 makes durable what the rank has. PRESENT: the first response came, the rank is
+online. There is no way back: when the stream ends, for whatever reason, the incarnation is over. That is how a rank
+learns that rank 0, or a broker on the way to it, was lost, and RPC tracking tells rank 0 of it in the same way.
+
+While ASKING, refusals that pass by themselves (`RETRYABLE`) are waited out here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Final, cast
+
+import msgspec
+import trio
+
+from fluxres.base.errors import RpcError
+from fluxres.exec.ranks import Presence
+from fluxres.overlay.errors import SubtreePanic
+from fluxres.rpc.handle import Handle
+from fluxres.wire.payload import WireMap
+
+__all__ = ["Presence", "keep"]
+
+log = logging.getLogger("fluxres.broker")
+
+RETRYABLE: Final = frozenset({errno.ENOSPC, errno.EAGAIN})
+"""Rank 0 has no room for the rank's record, or has too much to do: both pass."""
+RETRY_MIN: Final = 0.5
+RETRY_MAX: Final = 10.0
+"""Seconds between two attempts to join; doubling from the one to the other."""
+
+
+async def keep(
+    handle: Handle, presence: Presence, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Join, and be present until cancelled; `started` when rank 0 has taken the rank. Raises SubtreePanic."""
+    payload = cast("WireMap", msgspec.to_builtins(presence))
+    delay = RETRY_MIN
+    while True:
+        try:
+            await _attend(handle, payload, task_status)
+        except _NotYet as refusal:
+            log.warning("rank 0 does not take rank %d yet, trying again: %s", presence.rank, refusal)
+        await trio.sleep(delay)
+        delay = min(delay * 2, RETRY_MAX)
+
+
+class _NotYet(Exception):
+    """Refused, for a reason that passes."""
+
+
+async def _attend(handle: Handle, payload: WireMap, task_status: trio.TaskStatus[None]) -> None:
+    """One attempt. Raises _NotYet, or SubtreePanic."""
+    present = False
+    try:
+        async with handle.stream("resource.hello", payload, nodeid=0) as answers:
+            async for _ in answers:
+                if not present:
+                    present = True
+                    task_status.started()
+    except RpcError as error:
+        if not present and error.errnum in RETRYABLE:
+            raise _NotYet(str(error)) from error
+        what = "cannot stay in" if present else "cannot join"
+        raise SubtreePanic(f"{what} the instance: {error}") from error
+    raise SubtreePanic("cannot stay in the instance: rank 0 has ended this rank's presence")

@@ -1,0 +1,1 @@
+"""The tree of brokers (TBON): who is whose parent, who is joined, who is alive, and the links between them."""

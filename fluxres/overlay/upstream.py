@@ -1,0 +1,156 @@
+"""The link to the parent: join it, stay joined, and panic when it is lost.
+
+    CONNECTING --connected--> HELLO --welcome--> JOINED --lost, kiss of death--> SubtreePanic
+        ^  '----back-off-------'  '--refused, a person has to mend it--> Refusal
+        '------refused for now----'--answer lost--> SubtreePanic
+
+A hello is sent once for an incarnation: where its answer is lost the parent may have joined us, and only a new
+incarnation can tell the two apart. Until then connecting is tried again for ever, with back-off and full jitter.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+import trio
+
+from fluxres.base.errors import ProtocolError, Refusal
+from fluxres.overlay.control import DISCONNECT, HELLO, REFUSED, WELCOME, reason_of
+from fluxres.overlay.errors import ConnectError, ParentLost
+from fluxres.overlay.hello import RETRYABLE, Hello, Welcome, check_welcome
+from fluxres.overlay.link import Link
+from fluxres.overlay.settings import TbonSettings
+from fluxres.overlay.transport import Connection, Transport
+from fluxres.wire.codec import decode, encode
+from fluxres.wire.messages import Message, MessageType, control
+
+log = logging.getLogger("fluxres.overlay")
+
+BACKOFF_MIN: Final = 0.02
+BACKOFF_MAX: Final = 1.0
+"""Seconds between two tries to reach the parent, doubled from the one to the other, with full jitter."""
+
+
+class Upstream:
+    """The parent's side of one incarnation. `take` gets every message of the link but the kiss of death."""
+
+    def __init__(
+        self,
+        *,
+        parent: int,
+        hello: Hello,
+        transport: Transport,
+        settings: TbonSettings,
+        random: Random,
+        joined: Callable[[Link], None],
+        left: Callable[[Link, str], None],
+        take: Callable[[Link, Message], None],
+    ) -> None:
+        self._parent = parent
+        self._hello = hello
+        self._transport = transport
+        self._settings = settings
+        self._random = random
+        self._joined = joined
+        self._left = left
+        self._take = take
+        self._lost_because = ""
+        self.link: Link | None = None
+
+    async def run(self, task_status: trio.TaskStatus[Welcome] = trio.TASK_STATUS_IGNORED) -> None:
+        """Join, report the welcome, and serve. Raises SubtreePanic when the link ends, Refusal where it cannot be."""
+        backoff, told = BACKOFF_MIN, ""
+        while True:
+            try:
+                connection = await self._transport.connect(self._parent)
+            except ConnectError as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.info("waiting for the parent, rank %d: %s", self._parent, told)
+            else:
+                told = ""
+                await self._attempt(connection, task_status)
+            await trio.sleep(self._random.uniform(0, backoff))  # full jitter
+            backoff = min(2 * backoff, BACKOFF_MAX)
+
+    def lose(self, why: str) -> None:
+        """Declare the parent lost."""
+        if self.link is not None and not self._lost_because:
+            self._lost_because = why
+            self.link.close()
+
+    async def _attempt(self, connection: Connection, task_status: trio.TaskStatus[Welcome]) -> None:
+        """Say hello over a connection; returns where it is refused for now."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            try:
+                answer = await self._say_hello(connection)
+                if answer is not None:
+                    welcome, rest = answer
+                    await self._serve(connection, welcome, rest, task_status)
+            finally:
+                connection.close()
+                nursery.cancel_scope.cancel()
+
+    async def _say_hello(self, connection: Connection) -> tuple[Welcome, list[bytes]] | None:
+        """The parent's welcome and what came with it. None where it refuses for now, or the connection never stood."""
+        with trio.move_on_after(self._settings.connect_timeout) as opening:
+            try:
+                await connection.handshake()
+            except ConnectError as error:
+                log.warning("cannot join rank %d: %s", self._parent, error)
+                return None
+        if opening.cancelled_caught:
+            return None
+        connection.send(encode(control(HELLO, payload=self._hello.encode())))
+        frames = await connection.receive()  # a parent that is not online yet answers when it is
+        if not frames:
+            raise ParentLost(f"the parent, rank {self._parent}, is lost: it closed the connection at our hello")
+        try:
+            return self._answered(decode(frames[0]), frames[1:])
+        except ProtocolError as error:
+            raise ParentLost(f"the parent, rank {self._parent}, gave no proper answer: {error}") from error
+
+    def _answered(self, answer: Message, rest: list[bytes]) -> tuple[Welcome, list[bytes]] | None:
+        if answer.type is MessageType.CONTROL and answer.control == REFUSED:
+            why = f"cannot join rank {self._parent}: refused: {reason_of(answer)}"
+            if answer.matchtag not in RETRYABLE:
+                raise Refusal(f"{why} ({os.strerror(answer.matchtag)})")
+            log.warning("%s", why)
+            return None
+        if answer.type is not MessageType.CONTROL or answer.control != WELCOME:
+            raise ProtocolError(f"cannot take a {answer.type.name.lower()} for the answer to a hello")
+        welcome = Welcome.decode(answer.payload)
+        wrong = check_welcome(welcome, parent_rank=self._parent, instance=self._hello.instance)
+        if wrong is not None:
+            raise Refusal(f"cannot join rank {self._parent}: {wrong}")
+        return welcome, rest
+
+    async def _serve(
+        self, connection: Connection, welcome: Welcome, frames: list[bytes], task_status: trio.TaskStatus[Welcome]
+    ) -> None:
+        """Be joined, until the link is lost. Always raises."""
+        link = self.link = Link(connection, id=welcome.uuid, rank=welcome.rank)
+        self._joined(link)
+        why = "the connection has ended"
+        try:
+            task_status.started(welcome)
+            while frames or (frames := await connection.receive()):
+                for body in frames:
+                    message = link.decode(body)
+                    if message.type is MessageType.CONTROL and message.control == DISCONNECT:
+                        self.lose(f"it has cut us off: {reason_of(message)}")
+                        break
+                    self._take(link, message)
+                frames = []
+        except ProtocolError as error:
+            why = str(error)
+        finally:
+            why = self._lost_because or why
+            self.link = None
+            self._left(link, why)
+        raise ParentLost(f"the parent, rank {welcome.rank}, is lost: {why}")
