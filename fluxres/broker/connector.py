@@ -38,8 +38,8 @@ OUTBOX_ROOM: Final = 1024 * 1024
 OUTBOX_BOUND: Final = 64 * 1024 * 1024
 """Bytes waiting to be sent at which a client that does not read is closed."""
 LAST_WORDS: Final = 0.5
-"""Seconds that a client has, where we end the connection, to take the answers that it was given before: at a panic, that
-those who did answer are not reachable any more."""
+"""Seconds that a client has to take what it was answered before the broker ends the connection: at a panic, that all it
+asked for beyond the parent has ended."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds after which a connection is accepted that found no descriptor or no memory."""
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

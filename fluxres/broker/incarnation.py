@@ -19,7 +19,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -29,14 +29,12 @@ from fluxres.broker.about import Facts, attributes
 from fluxres.broker.attributes import Attributes
 from fluxres.broker.config import Config
 from fluxres.broker.health import StallMeter
-from fluxres.broker.leader import Leader
 from fluxres.broker.logbuffer import LogBuffer
 from fluxres.broker.platform import Clients, Platform
 from fluxres.broker.rexec import Rexec
 from fluxres.broker.selfservice import SelfService
 from fluxres.broker.statedir import Identities, Identity
 from fluxres.exec.shells import Shells
-from fluxres.kvs.kvs import Kvs
 from fluxres.overlay.hello import PROTOCOL, Hello
 from fluxres.overlay.overlay import Overlay
 from fluxres.overlay.service import OverlayService
@@ -45,6 +43,10 @@ from fluxres.rpc.events import Events
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Service
+
+if TYPE_CHECKING:
+    from fluxres.broker.leader import Leader
+    from fluxres.kvs.kvs import Kvs
 
 log = logging.getLogger("fluxres.broker")
 
@@ -183,6 +185,8 @@ class Incarnation:
         attrs = Attributes(self.router, attributes(facts, self._config, self.overlay, self.router))
         rexec = Rexec(router=self.router, uri=settings.uri)
         if kvs is not None:
+            from fluxres.broker.leader import Leader  # the largest part of all that is imported, for rank 0 only
+
             self._leader = await Leader.load(
                 config=self._config,
                 router=self.router,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Iterable, KeysView
 from typing import Final
 
@@ -19,7 +18,6 @@ import trio
 from fluxres.base.errors import RpcError
 from fluxres.base.hostlist import Hostlist
 from fluxres.base.idset import IdSet
-from fluxres.broker.config import Resource
 from fluxres.exec.ranks import Presence
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY
@@ -35,12 +33,6 @@ LOAD_CHUNK: Final = 256
 """Records that are read before other tasks get their turn."""
 UNKNOWN_HOST: Final = "(unknown)"
 """Stands in lists of hosts for a rank that was never seen."""
-
-
-def local_inventory(rank: int, host: str, settings: Resource) -> Inventory:
-    """What this rank has: the cores that this process may run on, unless the configuration says otherwise."""
-    cores = IdSet(range(settings.cores)) if settings.cores else IdSet(os.sched_getaffinity(0))
-    return Inventory(rank=rank, host=host, cores=cores, gpus=IdSet(range(settings.gpus)))
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

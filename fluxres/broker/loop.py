@@ -6,13 +6,14 @@ site wants its supervisor to do the looping (`--on-panic=exit`).
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from typing import Final
 
 import trio
 
-from fluxres.base.errors import FluxresError, Refusal
+from fluxres.base.errors import FluxresError, Refusal, RpcError
 from fluxres.broker.config import Config
 from fluxres.broker.incarnation import Incarnation
 from fluxres.broker.logbuffer import LogBuffer
@@ -111,9 +112,7 @@ class BrokerLoop:
 
 def log_panic(error: Exception) -> None:
     """Say why an incarnation ended: in a line where that is all there is to say, else with the traceback."""
-    causes = _leaves(error)
-    if any(isinstance(cause, ParentLost) for cause in causes):  # other panics are its consequence
-        causes = [cause for cause in causes if isinstance(cause, ParentLost) or not isinstance(cause, SubtreePanic)]
+    causes = _causes(error)
     if all(isinstance(cause, FluxresError) for cause in causes):
         log.error("panic: %s", "; ".join(str(cause) for cause in causes))
     else:
@@ -127,7 +126,20 @@ def _is_refusal(error: Exception) -> bool:
 
 def _is_lost_parent(error: Exception) -> bool:
     """Whether nothing is wrong here: connecting to the parent has a back-off of its own."""
-    return all(isinstance(cause, SubtreePanic) for cause in _leaves(error))
+    return all(isinstance(cause, SubtreePanic) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """What ended an incarnation. Where that was the loss of the parent, its consequences are left out: presence that
+    ended, a request of ours that was under way."""
+    leaves = _leaves(error)
+    if not any(isinstance(leaf, ParentLost) for leaf in leaves):
+        return leaves
+    return [leaf for leaf in leaves if isinstance(leaf, ParentLost) or not _is_unreachable(leaf)]
+
+
+def _is_unreachable(leaf: BaseException) -> bool:
+    return isinstance(leaf, SubtreePanic) or (isinstance(leaf, RpcError) and leaf.errnum == errno.EHOSTUNREACH)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

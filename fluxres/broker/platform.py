@@ -13,24 +13,26 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from random import Random
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from fluxres.base.idset import IdSet
 from fluxres.broker.cgroups import parent_cgroup, remove_parent
 from fluxres.broker.config import Config
 from fluxres.broker.connector import Connector
-from fluxres.broker.inventory import local_inventory
 from fluxres.broker.statedir import Statedir
 from fluxres.exec.host import ShellHost
 from fluxres.exec.launcher import Launcher
 from fluxres.exec.shelldir import LocalShellHost
 from fluxres.exec.spec import LocalSettings
-from fluxres.kvs.kvs import Kvs
 from fluxres.overlay.sockets import SocketTransport
 from fluxres.overlay.transport import Transport
 from fluxres.rpc.router import Router
-from fluxres.sched.pool import Inventory
+from fluxres.sched.node import Inventory
+
+if TYPE_CHECKING:
+    from fluxres.kvs.kvs import Kvs
 
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
@@ -112,11 +114,15 @@ class LocalPlatform:
 
     def open_store(self) -> AbstractAsyncContextManager[Kvs]:
         """SQLite in the statedir."""
+        from fluxres.kvs.kvs import Kvs  # only rank 0 needs it, and all of them are to start fast
+
         return Kvs.open(Path(self._statedir.store), owner=os.getuid())
 
     def inventory(self) -> Inventory:
         """The cores that this process may run on, unless the configuration says otherwise."""
-        return local_inventory(self._rank, self.host, self._config.resource)
+        settings = self._config.resource
+        cores = IdSet(range(settings.cores)) if settings.cores else IdSet(os.sched_getaffinity(0))
+        return Inventory(rank=self._rank, host=self.host, cores=cores, gpus=IdSet(range(settings.gpus)))
 
     def shells(self, instance: str) -> tuple[ShellHost, Processes, LocalSettings]:
         """Real processes, started by a launcher, in cgroups where there are any."""

@@ -2,10 +2,11 @@
 
 Phases of the instance:
 
-    BRING_UP -> RUNNING          every rank has been online BRING_UP -> STOPPING_REST    a broker refused to
-    start, or not all were online in time (`failure` says why) RUNNING -> STOPPING_ROOT     `stop` was called;
-    rank 0 is asked first, while the others still obey it any -> STOPPING_REST         rank 0 has ended by
-    itself (`fluxres shutdown`), or at last STOPPING_REST -> DONE        no broker is left
+    BRING_UP -> RUNNING            every rank has been online
+    BRING_UP -> STOPPING_REST      a broker refused to start, or not all were online in time (`failure` says why)
+    RUNNING -> STOPPING_ROOT       `stop` was called; rank 0 is asked first, while the others still obey it
+    any -> STOPPING_REST           rank 0 has ended by itself (`fluxres shutdown`), or at last
+    STOPPING_REST -> DONE          no broker is left
 
 States of a rank: STARTING -> ONLINE -> DEAD -> STARTING … -> ENDED. A broker that dies is started again at
 once, and after `RESTART_DELAY` where that has been done within the last `STABLE_FOR`; one that exits with 0

@@ -44,7 +44,7 @@ NO_RANKS: Final = IdSet()
 
 
 class Manager:
-    """The active jobs of the instance. `hosts` and `statedirs` tell of the ranks that jobs are given."""
+    """The active jobs of the instance. `statedir_of` names the statedir of a rank that a job is given."""
 
     def __init__(
         self,

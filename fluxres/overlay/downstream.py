@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from fluxres.base.errors import ProtocolError
-from fluxres.overlay.control import DISCONNECT, GOODBYE, HELLO, REFUSED, WELCOME, reason
+from fluxres.overlay.control import DISCONNECT, GOODBYE, HEARTBEAT, HELLO, REFUSED, WELCOME, reason
 from fluxres.overlay.errors import ConnectError
 from fluxres.overlay.hello import Hello, Known, Refuse, Welcome, judge
 from fluxres.overlay.link import Link
@@ -32,6 +32,7 @@ ACCEPT_PAUSE: Final = 0.1
 """Seconds before a connection is accepted again that could not be."""
 MAX_HELD: Final = 4096
 """Connections that may be on their way to a verdict, hellos that wait for us to be online included."""
+_HEARTBEAT: Final = encode(control(HEARTBEAT))
 
 
 class Child:
@@ -77,12 +78,16 @@ class Downstream:
         self._take = take
         self._known: dict[int, Known] = {}
         self._held = 0
-        self._open = trio.Event()
+        self._waiting: dict[Connection, trio.CancelScope] = {}
+        """The connections of children whose hello has come while we are not online, and what ends their wait."""
+        self._is_open = False
 
     def open(self, hello: Hello) -> None:
         """We are online, as `hello` says: children may join from now on."""
         self.hello = hello
-        self._open.set()
+        self._is_open = True
+        for scope in self._waiting.values():
+            scope.cancel()
 
     async def run(self, listener: Listener) -> None:
         """Accept children until cancelled; every one of them then learns that we are gone."""
@@ -115,13 +120,13 @@ class Downstream:
             self._held += 1
             try:
                 try:
-                    hello, rest = await self._hear_hello(connection)
-                    await self._open.wait()
+                    hello = await self._hear_hello(connection)
+                    await self._hold(connection)
                     refusal = await self._judge(hello)
                 finally:
                     self._held -= 1
                 if refusal is None:
-                    await self._serve(connection, hello, rest, nursery.cancel_scope)
+                    await self._serve(connection, hello, nursery.cancel_scope)
                 else:
                     log.warning("refusing rank %d at %s: %s", hello.rank, connection.peer, refusal.text)
                     connection.send(encode(control(REFUSED, refusal.errnum, reason(refusal.text))))
@@ -138,7 +143,26 @@ class Downstream:
             while await connection.receive():
                 pass
 
-    async def _hear_hello(self, connection: Connection) -> tuple[Hello, list[bytes]]:
+    async def _hold(self, connection: Connection) -> None:
+        """Wait until we are online. Raises ConnectError where the child does not, ProtocolError where it goes on."""
+        if self._is_open:
+            return
+        with trio.CancelScope() as scope:
+            self._waiting[connection] = scope
+            try:
+                said = await connection.receive()
+            finally:
+                del self._waiting[connection]
+            if said:
+                raise ProtocolError("it went on before it was welcome")
+            raise ConnectError("it has not waited for its welcome")
+
+    def keep_waiting(self) -> None:
+        """Tell the children that wait for us to be online that we live."""
+        for connection in self._waiting:
+            connection.send(_HEARTBEAT)
+
+    async def _hear_hello(self, connection: Connection) -> Hello:
         """Raises ConnectError, ProtocolError."""
         with trio.move_on_after(self._settings.connect_timeout):
             await connection.handshake()
@@ -148,7 +172,9 @@ class Downstream:
             message = decode(frames[0])
             if message.type is not MessageType.CONTROL or message.control != HELLO:
                 raise ProtocolError(f"a {message.type.name.lower()} message came before the hello")
-            return Hello.decode(message.payload), frames[1:]
+            if len(frames) > 1:
+                raise ProtocolError("it went on before it was welcome")
+            return Hello.decode(message.payload)
         raise ConnectError(f"no hello within {self._settings.connect_timeout:g}s")
 
     async def _judge(self, hello: Hello) -> Refuse | None:
@@ -163,7 +189,7 @@ class Downstream:
             older.lose("another incarnation of it has come")
             await older.gone.wait()
 
-    async def _serve(self, connection: Connection, hello: Hello, frames: list[bytes], scope: trio.CancelScope) -> None:
+    async def _serve(self, connection: Connection, hello: Hello, scope: trio.CancelScope) -> None:
         """A joined child, until it is lost. No checkpoint lies between the verdict and its entry here."""
         child = self.online[hello.rank] = Child(Link(connection, id=hello.uuid, rank=hello.rank), hello, scope)
         self._remember(hello, online=True)
@@ -173,14 +199,13 @@ class Downstream:
         self._joined(child)
         why = "the connection has ended"
         try:
-            while frames or (frames := await connection.receive()):
+            while frames := await connection.receive():
                 for body in frames:
                     message = child.link.decode(body)
                     if message.type is MessageType.CONTROL and message.control == GOODBYE:
                         child.left = True
                     else:
                         self._take(child.link, message)
-                frames = []
             if child.left:
                 why = "it is shut down"
         except ProtocolError as error:

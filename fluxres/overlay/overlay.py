@@ -100,12 +100,12 @@ class Overlay:
     async def run(self, task_status: trio.TaskStatus[Welcome | None] = trio.TASK_STATUS_IGNORED) -> None:
         """Join the parent, report its welcome (None at rank 0), and serve. Raises SubtreePanic, Refusal."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat, name="heartbeat")
             if self.topology.children(self.rank):
                 nursery.start_soon(self.down.run, await self._transport.listen(), name="downstream")
             welcome: Welcome | None = None
             if self.up is not None:
                 welcome = await nursery.start(self.up.run, name="upstream")
-            nursery.start_soon(self._beat, name="heartbeat")
             task_status.started(welcome)
 
     def open(self, hello: Hello) -> None:
@@ -165,11 +165,14 @@ class Overlay:
         self._router.use_overlay(link, self._next_hop)
         link.control(STATUS, self.health.status)
 
-    def _parent_left(self, link: Link, why: str) -> None:
-        """Answer what is under way upwards, here and below, and take the subtree down with us."""
+    def _parent_left(self, link: Link, why: str, told: str) -> None:
+        """Take the subtree down with us, and answer what is under way upwards.
+
+        In this order: children that read the kiss of death first say why they panic, not what came of it.
+        """
         self._forget(link)
+        self.down.say_goodbye(told)
         self._router.remove_endpoint(link, f"the parent of rank {self.rank} is lost: {why}")
-        self.down.say_goodbye(f"subtree panic at rank {self.rank}: {why}")
 
     def _child_joined(self, child: Child) -> None:
         self._watch(child.link)
@@ -252,7 +255,8 @@ class Overlay:
     async def _beat(self) -> None:
         """Send heartbeats where nothing else was sent; judge who is silent. Until cancelled."""
         while True:
-            await trio.sleep(self._settings.heartbeat)
+            await trio.sleep(min(self._settings.heartbeat, self._liveness.interval))
+            self.down.keep_waiting()
             links = [child.link for child in self.down.online.values()]
             if self.up is not None and self.up.link is not None:
                 links.append(self.up.link)

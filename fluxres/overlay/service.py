@@ -57,7 +57,8 @@ class OverlayService:
         rank = request.parse(_Rank).rank
         if rank is None or rank not in self._overlay.topology.children(self._overlay.rank):
             raise RpcError(errno.EINVAL, f"cannot disconnect rank {rank}: it is no child of rank {self._overlay.rank}")
-        if not self._overlay.down.disconnect(rank, f"an administrator (uid {request.userid}) has disconnected it"):
+        why = f"an administrator (uid {request.userid}) has disconnected rank {rank}"
+        if not self._overlay.down.disconnect(rank, why):
             raise RpcError(errno.ENOTCONN, f"cannot disconnect rank {rank}: {os.strerror(errno.ENOTCONN)}")
 
     def _stats(self, request: Request) -> WireMap:

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from fluxres.base.errors import ProtocolError, Refusal
-from fluxres.overlay.control import DISCONNECT, HELLO, REFUSED, WELCOME, reason_of
+from fluxres.overlay.control import DISCONNECT, HEARTBEAT, HELLO, REFUSED, WELCOME, reason_of
 from fluxres.overlay.errors import ConnectError, ParentLost
 from fluxres.overlay.hello import RETRYABLE, Hello, Welcome, check_welcome
 from fluxres.overlay.link import Link
@@ -36,7 +36,11 @@ BACKOFF_MAX: Final = 1.0
 
 
 class Upstream:
-    """The parent's side of one incarnation. `take` gets every message of the link but the kiss of death."""
+    """The parent's side of one incarnation.
+
+    `take` gets every message of the link but the kiss of death. `left` is told why the link is lost, and what the
+    children are to be told: of a panic that began further up, where it began.
+    """
 
     def __init__(
         self,
@@ -47,7 +51,7 @@ class Upstream:
         settings: TbonSettings,
         random: Random,
         joined: Callable[[Link], None],
-        left: Callable[[Link, str], None],
+        left: Callable[[Link, str, str], None],
         take: Callable[[Link, Message], None],
     ) -> None:
         self._parent = parent
@@ -58,7 +62,10 @@ class Upstream:
         self._joined = joined
         self._left = left
         self._take = take
+        self._rank = hello.rank
         self._lost_because = ""
+        self._passed_on = ""
+        """The reason that the parent's kiss of death gave."""
         self.link: Link | None = None
 
     async def run(self, task_status: trio.TaskStatus[Welcome] = trio.TASK_STATUS_IGNORED) -> None:
@@ -107,13 +114,26 @@ class Upstream:
         if opening.cancelled_caught:
             return None
         connection.send(encode(control(HELLO, payload=self._hello.encode())))
-        frames = await connection.receive()  # a parent that is not online yet answers when it is
-        if not frames:
-            raise ParentLost(f"the parent, rank {self._parent}, is lost: it closed the connection at our hello")
         try:
+            frames = await self._await_answer(connection)
             return self._answered(decode(frames[0]), frames[1:])
         except ProtocolError as error:
             raise ParentLost(f"the parent, rank {self._parent}, gave no proper answer: {error}") from error
+
+    async def _await_answer(self, connection: Connection) -> list[bytes]:
+        """The answer and what came with it. A parent that is not online itself yet sends heartbeats until it is."""
+        while True:
+            with trio.move_on_after(self._settings.timeout) as silence:
+                frames = await connection.receive()
+            if silence.cancelled_caught:
+                why = f"it has been silent for {self._settings.timeout:g}s after our hello"
+                raise ParentLost(f"the parent, rank {self._parent}, is lost: {why}")
+            if not frames:
+                raise ParentLost(f"the parent, rank {self._parent}, is lost: it closed the connection at our hello")
+            while frames and _is_heartbeat(decode(frames[0])):
+                del frames[0]
+            if frames:
+                return frames
 
     def _answered(self, answer: Message, rest: list[bytes]) -> tuple[Welcome, list[bytes]] | None:
         if answer.type is MessageType.CONTROL and answer.control == REFUSED:
@@ -143,7 +163,8 @@ class Upstream:
                 for body in frames:
                     message = link.decode(body)
                     if message.type is MessageType.CONTROL and message.control == DISCONNECT:
-                        self.lose(f"it has cut us off: {reason_of(message)}")
+                        self._passed_on = reason_of(message)
+                        self.lose(f"it has cut us off: {self._passed_on}")
                         break
                     self._take(link, message)
                 frames = []
@@ -152,5 +173,9 @@ class Upstream:
         finally:
             why = self._lost_because or why
             self.link = None
-            self._left(link, why)
+            self._left(link, why, self._passed_on or f"subtree panic at rank {self._rank}: {why}")
         raise ParentLost(f"the parent, rank {welcome.rank}, is lost: {why}")
+
+
+def _is_heartbeat(message: Message) -> bool:
+    return message.type is MessageType.CONTROL and message.control == HEARTBEAT

@@ -145,19 +145,22 @@ class _Queue:
         self._sees_all = request.is_owner
         self._userid = request.userid
         self._events: deque[Message] = deque()
+        self._overrun = False
         self._more = trio.Event()
 
     def put(self, message: Message) -> None:
         if message.flags & MessageFlag.PRIVATE and not self._sees_all and message.userid != self._userid:
             return
-        if len(self._events) <= MAX_QUEUED:  # one too many says that there were more
+        if len(self._events) < MAX_QUEUED:
             self._events.append(message)
-            self._more.set()
+        else:
+            self._overrun = True
+        self._more.set()
 
     async def get(self) -> Message:
-        if len(self._events) > MAX_QUEUED:
-            raise RpcError(errno.ENOBUFS, f"cannot go on: more than {MAX_QUEUED} events wait for this subscriber")
         while not self._events:
             self._more = trio.Event()
             await self._more.wait()
+        if self._overrun:
+            raise RpcError(errno.ENOBUFS, f"cannot go on: more than {MAX_QUEUED} events wait for this subscriber")
         return self._events.popleft()

@@ -103,8 +103,8 @@ class Router:
     def use_overlay(self, parent: Endpoint | None, next_hop: Callable[[int], Endpoint | None]) -> None:
         """Set how other ranks are reached: the parent's endpoint, and the next hop to any rank below.
 
-        `next_hop` returns None for a rank that is not below this one, and raises RpcError (EHOSTUNREACH, with the
-        reason) for one that is, behind a child that is not connected.
+        `next_hop` returns None for a rank that is not below this one, and raises RpcError (EHOSTUNREACH, "rank N is not
+        reachable: why") for one that is, behind a child that is not connected.
         """
         self._parent = parent
         self._next_hop = next_hop
@@ -167,8 +167,9 @@ class Router:
                 self.request(message)
         elif message.type is MessageType.RESPONSE:
             onward = self.response(message) if self.tracker.answered(source.id, message) else None
-            if source.hop is not None:
-                source.hop.received_response(message, onward)
+            hop = source.hop
+            if hop is not None:
+                hop.received_response(message, onward)
         elif message.type is MessageType.EVENT and source is self._parent and self._events is not None:
             self._events.receive(message)
         else:
@@ -191,9 +192,10 @@ class Router:
 
     def response(self, message: Message) -> Endpoint | None:
         """Take a response one step back along its route; returns where to, None where whoever asked is gone."""
-        endpoint = self.endpoint_of(message)
+        route = message.route
+        endpoint = self._endpoints.get(route[-1]) if route else None
         if endpoint is not None:
-            endpoint.deliver(message._replace(route=message.route[:-1]))
+            endpoint.deliver(message._replace(route=route[:-1]))
         return endpoint
 
     def _request_any(self, message: Message) -> None:
@@ -213,7 +215,7 @@ class Router:
         try:
             hop = self._next_hop(message.nodeid)
         except RpcError as error:
-            self._refuse(message, error.errnum, f"{unreachable}: {error.text}")
+            self._refuse(message, error.errnum, error.text)
         else:
             self._forward(hop or self._parent, message, unreachable)
 
@@ -234,7 +236,7 @@ class Router:
         elif message.payload is not None and len(message.payload) > MAX_PAYLOAD:
             text = f"cannot send {message.topic}: {len(message.payload)} bytes, the bound is {MAX_PAYLOAD}"
             self._refuse(message, errno.EMSGSIZE, text)
-        elif message.method == "disconnect":
+        elif message.topic.endswith(".disconnect"):
             self._cancel_over_hops(message.route, message.service)
             self._refuse(message, errno.EPROTO, "disconnect has no response")
         elif self.tracker.sent(hop.id, message):

@@ -247,8 +247,8 @@ class Service:
     def disconnected(self, route: tuple[str, ...]) -> None:
         """Whoever sends with `route`, or through it, is gone: cancel its requests, answer none of them."""
         for key in self._open.through(route):
-            if key in self._open:  # else the cancelling of another one has ended it
-                request = self._open.pop(key)
+            request = self._open.pop(key)
+            if request is not None:  # else the cancelling of another one has ended it
                 request.ended = Ended.DISCONNECTED
                 _cancel(request)
         for key in self._silent.through(route):
@@ -267,9 +267,7 @@ class Service:
         request.begun = True
         if is_terminal(response):
             request.ended = Ended.FAILED if response.errnum else Ended.ANSWERED
-            key = (request.message.route, request.message.matchtag)
-            if key in self._open:
-                self._open.pop(key)
+            self._open.pop((request.message.route, request.message.matchtag))
         self.router.response(response)
 
     # --- handlers

@@ -30,7 +30,7 @@ MAX_TEXT: Final = 4096
 
 def is_terminal(response: Message) -> bool:
     """Whether `response` ends its RPC: any error does, and any response that is not streaming (RFC 6)."""
-    return response.errnum != 0 or not response.is_streaming
+    return response.aux != 0 or not response.flags & MessageFlag.STREAMING
 
 
 def error_response(asked: Message, errnum: int, text: str) -> Message:
@@ -71,14 +71,15 @@ class ByRequest(Generic[T]):
         self._values[key] = value
         self._from.setdefault(key[0][-1], {})[key] = None
 
-    def pop(self, key: Key) -> T:
-        """Remove and return the value for `key`, which must be in here."""
-        value = self._values.pop(key)
-        sender = key[0][-1]
-        siblings = self._from[sender]
-        del siblings[key]
-        if not siblings:
-            del self._from[sender]
+    def pop(self, key: Key) -> T | None:
+        """Remove and return the value for `key`, None where there is none."""
+        value = self._values.pop(key, None)
+        if value is not None:
+            sender = key[0][-1]
+            siblings = self._from[sender]
+            del siblings[key]
+            if not siblings:
+                del self._from[sender]
         return value
 
     def through(self, route: tuple[str, ...]) -> list[Key]:
@@ -132,13 +133,13 @@ class Tracker:
         if entry is None or entry.hop != hop:
             return False
         if is_terminal(response):
-            self._forget(key)
+            self._forget(key, hop)
         return True
 
     def lost(self, hop: str, why: str) -> list[Message]:
         """End everything that is under way over `hop`; returns one EHOSTUNREACH response for each."""
-        ended = [self._forget(key) for key in list(self._over.get(hop, ()))]
-        return [error_response(entry.asked, errno.EHOSTUNREACH, why) for entry in ended]
+        ended = [self._entries.pop(key) for key in self._over.pop(hop, ())]
+        return [error_response(entry.asked, errno.EHOSTUNREACH, why) for entry in ended if entry is not None]
 
     def disconnected(self, route: tuple[str, ...], service: str | None = None) -> list[tuple[str, Message]]:
         """Whoever sends with `route` is gone, and all that sent through it: end their requests, or those to `service`.
@@ -149,17 +150,16 @@ class Tracker:
         for key in self._entries.through(route):
             entry = self._entries.get(key)
             if entry is not None and service in (None, entry.asked.service):
-                self._forget(key)
+                self._forget(key, entry.hop)
                 cancels.append((entry.hop, cancel_request(entry.asked)))
         return cancels
 
-    def _forget(self, key: Key) -> _Entry:
-        entry = self._entries.pop(key)
-        over = self._over[entry.hop]
+    def _forget(self, key: Key, hop: str) -> None:
+        self._entries.pop(key)
+        over = self._over[hop]
         del over[key]
         if not over:
-            del self._over[entry.hop]
-        return entry
+            del self._over[hop]
 
 
 def cancel_request(asked: Message) -> Message:

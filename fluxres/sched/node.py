@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.idset import IdSet
 
 if TYPE_CHECKING:
-    from fluxres.sched.pool import Inventory, Request
+    from fluxres.sched.pool import Request
 
 MAX_LOCAL_ID: Final = (1 << 16) - 1
 """The largest core or GPU id of one rank: an id is a bit of an integer here."""
+NO_IDS: Final = IdSet()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What one rank has: `cores` and `gpus` are its logical ids; `properties` as RFC 20 has them."""
+
+    rank: int
+    host: str
+    cores: IdSet
+    gpus: IdSet = NO_IDS
+    properties: frozenset[str] = frozenset()
 
 
 class Node:

@@ -24,6 +24,8 @@ from typing import Final
 from fluxres.base.errors import FluxresError
 from fluxres.base.idset import IdSet
 from fluxres.sched.constraint import ANY_RANK, Constraint, matches
+from fluxres.sched.node import NO_IDS as NO_IDS
+from fluxres.sched.node import Inventory as Inventory
 from fluxres.sched.node import Node, bits_of, ids_of, lowest, shown
 
 MAX_CACHED_CONSTRAINTS: Final = 64
@@ -31,22 +33,9 @@ MAX_CACHED_CONSTRAINTS: Final = 64
 MAX_REMEMBERED: Final = 1024
 """Of how many requests the pool remembers whether they could ever be met."""
 
-NO_IDS: Final = IdSet()
-
 
 class PoolError(FluxresError):
     """A claim or release that does not agree with what the pool holds; nothing has changed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
-    """What one rank has: `cores` and `gpus` are its logical ids; `properties` as RFC 20 has them."""
-
-    rank: int
-    host: str
-    cores: IdSet
-    gpus: IdSet = NO_IDS
-    properties: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ A broker that hangs (SIGSTOP) is not simulated, as its timers could not be stopp
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from random import Random
@@ -42,6 +43,10 @@ from fluxres.testing.world import World
 from fluxres.wire.messages import NODEID_ANY
 from fluxres.wire.payload import WireMap
 
+TIME_LIMIT: Final = 600.0
+"""Seconds of virtual time that a simulation may take: a broker's clock never stops, so that waiting has no other end."""
+LOG_TAIL: Final = 200
+"""Lines of the log that are printed where something goes wrong."""
 CORES: Final = 4
 """Cores of each node, where nothing else is said."""
 POWER_OFF: Final = 2.0
@@ -52,7 +57,7 @@ class Instance:
     """An instance of `size` brokers in a `kary:FANOUT` tree, none of which runs yet.
 
     `latency`, `jitter` (seconds) and `loss` (a probability) are the network's. `settings` are tables of the
-    configuration; `log_level` is what the brokers' log takes.
+    configuration; `log_level` is what the brokers' log takes. After `time_limit` seconds of virtual time it is an error.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Instance:
         cores: int = CORES,
         settings: Mapping[str, JsonValue] | None = None,
         log_level: int = logging.INFO,
+        time_limit: float = TIME_LIMIT,
     ) -> None:
         tables: dict[str, JsonValue] = {
             "bootstrap": {"size": size, "fanout": fanout},
@@ -92,6 +98,7 @@ class Instance:
         self._openings = 0
         self._changed = trio.Event()
         self._level = log_level
+        self._time_limit = time_limit
         self._stack = ExitStack()
         self._manager = trio.open_nursery()
 
@@ -102,12 +109,15 @@ class Instance:
         self._stack.enter_context(self.log.listening(self._level))
         self.nodes = [Node(self.world, rank, self.programs) for rank in range(self.size)]
         await self._nursery.start(self.timeline.run)
+        self._nursery.start_soon(self._watch)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         """Kill everything. Raises AssertionError for tracebacks in the log."""
+        if error is not None:
+            print("\n".join(self.log.lines[-LOG_TAIL:]), file=sys.stderr)
         for process in self.processes.values():
             process.kill()
         self._nursery.cancel_scope.cancel()
@@ -123,6 +133,10 @@ class Instance:
         if error is None and self.log.bugs:
             raise AssertionError("the log has tracebacks:\n" + "\n".join(self.log.bugs))
         return None
+
+    async def _watch(self) -> None:
+        await trio.sleep(self._time_limit)
+        raise trio.TooSlowError(f"the simulation has not ended within {self._time_limit:g}s of its time")
 
     # --- brokers
 

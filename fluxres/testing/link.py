@@ -53,7 +53,7 @@ class MemoryLink:
     # --- the broker's end
 
     async def send(self, *messages: WireMap) -> None:
-        """Send messages. Raises trio.BrokenResourceError where the shell is gone, ClosedResourceError after `aclose`."""
+        """Send messages. Raises BrokenResourceError where the shell is gone, ClosedResourceError after `aclose`."""
         await trio.lowlevel.checkpoint()
         if self._closed_by_broker:
             raise trio.ClosedResourceError

@@ -92,6 +92,9 @@ class BrokerProcess:
         try:
             with self._scope:
                 self.status = await self.loop.run()
+        except* Exception:
+            if self.alive:
+                raise  # else it unwinds, and nobody is there to hear of it
         finally:
             if self.alive:
                 self._leave()

@@ -1,4 +1,4 @@
-"""What all of a simulated instance shares: its time, its chance, its kernel's numbers, and the record of what tasks did.
+"""What all of a simulated instance shares: its time, its chance, its kernel's numbers, and what its tasks really did.
 
 `Deeds` is written by the simulated tasks themselves, beside everything that brokers and shells do. It is what tests
 compare the instance's own records with: I2 (no task runs twice), I3 (every byte once, in order), I4 (the exit status

@@ -1,10 +1,10 @@
 """`make bench`: how fast and how small fluxres is, as a table of medians. Never a test: machines differ and are noisy.
 
-    python -m tests.bench [--runs N] [NAME …]
+    python -m tests.bench [--runs N] [SECTION | NAME …]
 
 Each line says what was measured, the median of its runs with their range, the goal, and what peers do on the same kind
-of machine (flux-core 0.88 built from source, Slurm 22.05 from Debian: figures of this project's issue 2, not measured
-here). The fsync time of the disk is measured first, because durable commits stand on it.
+of machine (flux-core 0.88 built from source, Slurm 22.05 from Debian: figures of this project's issues 2 and 3, not
+measured here). The fsync time of the disk is measured first, because durable commits stand on it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,31 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import jobs, memory, rpc, startup
+from tests.bench import jobs, memory, rpc, startup, tree
 from tests.bench.measure import Measurement
 
-ALL = {**rpc.MEASURED, **jobs.MEASURED, **startup.MEASURED, **memory.MEASURED}
+SECTIONS = {
+    "rpc": rpc.MEASURED,
+    "jobs": jobs.MEASURED,
+    "startup": startup.MEASURED,
+    "memory": memory.MEASURED,
+    "tree": tree.MEASURED,
+}
+ALL = {name: measurement for section in SECTIONS.values() for name, measurement in section.items()}
 
 
 def main() -> int:
     """Run the chosen measurements, all by default, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure fluxres.")
     parser.add_argument("--runs", type=int, default=3, help="runs of each measurement (default 3)")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(ALL)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {_known()}")
     args = parser.parse_args()
-    unknown = set(args.names) - set(ALL)
+    unknown = set(args.names) - set(SECTIONS) - set(ALL)
     if unknown:
         parser.error(f"cannot measure {', '.join(sorted(unknown))}: unknown")
+    names = [each for name in args.names or SECTIONS for each in SECTIONS.get(name, [name])]
     print(f"{'measured':<46} {'median':>10} {'range':>19}  {'goal':<12} peers")
-    for name in args.names or ALL:
+    for name in names:
         measurement = ALL[name]
         values = []
         for _ in range(measurement.runs or args.runs):
@@ -39,6 +47,10 @@ def main() -> int:
                 values.append(measurement.run(Path(directory)))
         _print(measurement, values)
     return 0
+
+
+def _known() -> str:
+    return "; ".join(f"{section} ({', '.join(measured)})" for section, measured in SECTIONS.items())
 
 
 def _print(measurement: Measurement, values: list[float]) -> None:

@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,7 @@ def throughput(path: Path) -> float:
     """Trivial jobs a second, from the first submit to the last `clean`."""
     with instance(path) as made, made.client() as client:
         made.fluxres("run", "true")
-        return JOBS / seconds(lambda: _wait_all(client, _submit(made, client, JOBS)))
+        return JOBS / seconds(lambda: wait_all(client, _submit(made, client, JOBS)))
 
 
 def submit_rate(path: Path) -> float:
@@ -41,7 +42,7 @@ def latency(path: Path) -> float:
         spans = []
         for _ in range(TIMES):
             [jobid] = _submit(made, client, 1)
-            events = _wait_all(client, [jobid])
+            events = wait_all(client, [jobid])
             spans.append(events[-1].timestamp - events[0].timestamp)
         return statistics.median(spans[1:]) * 1e3
 
@@ -59,7 +60,7 @@ def list_jobs(path: Path) -> float:
 def _command(path: Path, *args: str) -> float:
     script = Path(sys.executable).with_name("fluxres")
     with instance(path) as made, made.client() as client:
-        _wait_all(client, _submit(made, client, 10))
+        wait_all(client, _submit(made, client, 10))
         environ = made.environ
 
         def once() -> None:
@@ -75,7 +76,7 @@ def _submit(made: Instance, client: Client, count: int) -> list[int]:
     return [jobid for answer in answers if isinstance(jobid := answer["id"], int)]
 
 
-def _wait_all(client: Client, jobids: list[int]) -> list[Event]:
+def wait_all(client: Client, jobids: Sequence[int]) -> list[Event]:
     """Wait until all jobs are clean; returns the events of all, as they came."""
     from fluxres.base.eventlog import decode
 
@@ -88,7 +89,7 @@ def _wait_all(client: Client, jobids: list[int]) -> list[Event]:
 
 
 MEASURED: Final = {
-    "jobs": Measurement(
+    "throughput": Measurement(
         what=f"{JOBS} trivial jobs, submit to inactive",
         run=throughput,
         unit="/s",

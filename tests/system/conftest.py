@@ -41,7 +41,7 @@ class MakeTree(Protocol):
 
 
 class MakeNetwork(Protocol):
-    """What the `make_network` fixture is: makes an instance that others try to join, or on several hosts; none started."""
+    """What the `make_network` fixture is: makes a tree that others try to join, or of several hosts, not started."""
 
     def __call__(
         self,

@@ -1,8 +1,8 @@
 """What the tests of the overlay share: brokers on hosts, strays, requests that stay pending, and trackers at rest.
 
 `Network` is a tree whose brokers listen on addresses of a network, and that can be joined by brokers whose
-configuration is not quite right. `Requester` speaks the wire protocol itself, because the client would drop the very thing that is looked for: a second
-response to a request that has ended.
+configuration is not quite right. `Requester` speaks the wire protocol itself, because the client would drop the very
+thing that is looked for: a second response to a request that has ended.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Stray:
 
 
 class Network(Tree):
-    """A tree that strays try to join; with `hosts`, an RFC 29 hostlist, its brokers listen there and not on Unix sockets."""
+    """A tree that strays try to join. With `hosts`, an RFC 29 hostlist, brokers listen there, not on Unix sockets."""
 
     def __init__(
         self,
@@ -146,7 +146,9 @@ class Requester:
     def __exit__(self, *_: object) -> None:
         self._sock.close()
 
-    def ask(self, topic: str, payload: WireMap, *, count: int, nodeid: int = NODEID_ANY, streaming: bool = False) -> None:
+    def ask(
+        self, topic: str, payload: WireMap, *, count: int, nodeid: int = NODEID_ANY, streaming: bool = False
+    ) -> None:
         """Send `count` requests, whose matchtags follow on those of the last."""
         flags = MessageFlag.STREAMING if streaming else MessageFlag.NONE
         tags = range(self._last + 1, self._last + 1 + count)

@@ -24,12 +24,11 @@ def test_jobs_go_to_who_is_there_and_wait_for_the_rest(make_tree: MakeTree) -> N
     first = [work.queue() for _ in range(3)]
     tree.wait_inactive(*first)
 
-    wide = work.queue(nodes=SIZE)
-    tree.wait_event(wide, "priority")
     more_than_all = tree.submit(tree.job(nodes=SIZE + 1, ntasks=SIZE + 1))
     tree.wait_inactive(more_than_all)
     assert "unsatisfiable" in str((tree.exception(more_than_all) or {})["note"])
-
+    wide = work.queue(nodes=SIZE)
+    tree.wait_event(wide, "priority")
     order = [rank for rank in tree.shuffled(SEED) if rank]
     for rank in order:
         assert work.states()[wide] is JobState.SCHED

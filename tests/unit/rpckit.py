@@ -103,7 +103,7 @@ class Net:
 
     def _next_hop(self, rank: int) -> Endpoint | None:
         if rank == 4:
-            raise RpcError(errno.EHOSTUNREACH, "rank 4 is lost")
+            raise RpcError(errno.EHOSTUNREACH, "rank 4 is not reachable: it is lost")
         return self.child if rank in (2, 3) else None
 
 

@@ -397,6 +397,38 @@ async def test_a_slow_reader_that_goes_ends_its_streams(broker: Broker, monkeypa
         assert broker.produced < MANY
 
 
+# -- the end of an incarnation
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "does not read"])
+async def test_a_client_has_its_answers_before_the_broker_ends(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    """All that it was answered is more than the socket holds; one that does not read is not waited for."""
+    monkeypatch.setattr(module, "LAST_WORDS", PATIENCE if reads else POLL)
+    heard: list[int] = []
+
+    async def read(client: Client) -> None:
+        while (answer := await client.next()) is not None:
+            heard.append(answer.matchtag)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as reader, trio.open_nursery() as incarnation:
+            await incarnation.start(broker.toy.run)
+            await incarnation.start(broker.connector.run)
+            client = await broker.connect()
+            await client.raw(b"".join(frame(encode(asked("toy.big", tag=tag))) for tag in range(1, MANY + 1)))
+            await until(lambda: broker.produced == MANY)
+            if reads:
+                reader.start_soon(read, client)
+            incarnation.cancel_scope.cancel()
+        assert broker.endpoints == 0
+        await read(client)
+    client.sock.close()
+    assert heard == list(range(1, len(heard) + 1))
+    assert (len(heard) == MANY) is reads
+
+
 # -- the socket
 
 

@@ -160,11 +160,14 @@ async def test_a_private_event_is_for_its_user_and_the_owner() -> None:
         assert seen == [["mine", "owners", "all"], ["mine", "all"], ["all"]]
 
 
-async def test_a_subscriber_that_does_not_keep_up_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settle", [False, True], ids=["while it is sending", "while it waits for events"])
+async def test_a_subscriber_that_does_not_keep_up_is_ended(monkeypatch: pytest.MonkeyPatch, settle: bool) -> None:
     monkeypatch.setattr(module, "MAX_QUEUED", 10)
     tree = Tree()
     async with tree.running(), tree.handles[0].stream("event.subscribe", {"topic": ""}) as stream:
         await anext(stream)
+        if settle:
+            await settled()
         for _ in range(1000):
             tree.events[0].publish("x", {}, userid=1, rolemask=0)
         seen: list[WireMap] = []

@@ -134,7 +134,7 @@ def test_who_is_not_reachable_is_told_why() -> None:
     alone.send("toy.ping", nodeid=0, tag=3)
     alone.send("toy.ping", tag=4)
     assert (*net.client.answers(), *alone.answers()) == (
-        (1, errno.EHOSTUNREACH, "rank 4 is not reachable: rank 4 is lost"),
+        (1, errno.EHOSTUNREACH, "rank 4 is not reachable: it is lost"),
         (2, errno.EHOSTUNREACH, "rank 6 is not reachable: the instance has 6 ranks"),
         (3, errno.EHOSTUNREACH, "rank 0 is not reachable: rank 1 has no connection to the next broker"),
         (4, errno.EHOSTUNREACH, "toy.ping is not reachable: rank 1 has no connection to the next broker"),
