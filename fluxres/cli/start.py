@@ -107,7 +107,7 @@ def broker_program() -> list[str]:
     program = os.path.join(os.path.dirname(sys.executable), "fluxres-broker")
     if os.access(program, os.X_OK):
         return [program]
-    return [sys.executable, "-m", "fluxres.broker.main"]
+    return [sys.executable, "-P", "-m", "fluxres.broker.main"]
 
 
 def _background(where: InstanceDir, supervise: Callable[[Callable[[], None]], int]) -> int:

@@ -12,8 +12,8 @@
 | job-exec.inventory | rank, ids                           | what a rank has on disk; answers {unknown, lost}          |
 
 `tasks` are [rank, first task, number of tasks], the layout that the manager made of jobspec and R. Of an inventory,
-`unknown` are jobs of which nothing is to be kept, and `lost` active ones whose part on that rank has ended as far as
-rank 0 is concerned (declared lost, say): what still runs of it is to be killed, and then nothing of it to be kept.
+`unknown` are jobs of which nothing is to be kept, and `lost` active ones whose part on that rank was given up
+(declared lost, say): what still runs of it is to be killed, and then nothing of it to be kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fluxres.base.idset import IdSet
 from fluxres.base.jobid import JobId, f58, kvs_path
 from fluxres.base.json import JsonObject, JsonValue
 from fluxres.exec.job_run import JobRun, Plan, Subtree
-from fluxres.exec.progress import decode, guest_namespace, progress_key
+from fluxres.exec.progress import RankState, decode, guest_namespace, progress_key
 from fluxres.exec.ranks import Ranks
 from fluxres.exec.spec import ExecSettings, SpecBuilder
 from fluxres.exec.stdin import INPUT_KEY, StoredInput
@@ -230,15 +230,15 @@ class JobExec:
         request.require_owner()
         ask = request.parse(_Inventory)
         unknown = [jobid for jobid in ask.ids if not self._is_known(JobId(jobid))]
-        return {"unknown": [*unknown], "lost": [jobid for jobid in ask.ids if self._has_ended(jobid, ask.rank)]}
+        return {"unknown": [*unknown], "lost": [jobid for jobid in ask.ids if self._is_lost(jobid, ask.rank)]}
 
-    def _has_ended(self, jobid: int, rank: int) -> bool:
-        """Whether an active job's part on `rank` has ended, durably."""
+    def _is_lost(self, jobid: int, rank: int) -> bool:
+        """Whether an active job's part on `rank` was given up, durably."""
         if not self._is_active(JobId(jobid)):
             return False
         try:
             record = self._kvs.get(PRIMARY, progress_key(JobId(jobid), rank))
-            return record is not None and decode(record).ended
+            return record is not None and decode(record).state is RankState.LOST
         except (RpcError, ValueError) as error:  # then nothing of it is touched
             log.error("cannot read how far job %s has come on rank %d: %s", f58(jobid), rank, error)
             return False

@@ -89,9 +89,10 @@ class Launcher:
     async def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        program = [sys.executable, "-P", "-m", "fluxres_shell.main"]  # -P: nothing from where the broker was started
         try:
             self._process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "fluxres_shell.main", "--launcher", str(theirs.fileno()), *self._arguments],
+                [*program, "--launcher", str(theirs.fileno()), *self._arguments],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,

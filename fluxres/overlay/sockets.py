@@ -57,7 +57,7 @@ _TRANSIENT: Final = frozenset(
     | {errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM}
 )
 """Errors of accept(2) that are about this moment, or this connection."""
-_LEFT: Final = "it closed the connection in the handshake; its log says why"
+_LEFT: Final = "it closed the connection in the handshake; its log says why. Is bootstrap.cert set at both ends?"
 _MAPPED: Final = "::ffff:"
 """How an IPv4 address looks at an IPv6 socket."""
 _WOULD_BLOCK: Final = (BlockingIOError, InterruptedError)

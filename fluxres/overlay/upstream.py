@@ -31,8 +31,10 @@ from fluxres.wire.messages import Message, MessageType, control
 log = logging.getLogger("fluxres.overlay")
 
 BACKOFF_MIN: Final = 0.02
-BACKOFF_MAX: Final = 1.0
+BACKOFF_MAX: Final = 0.25
 """Seconds between two tries to reach the parent, doubled from the one to the other, with full jitter."""
+BACKOFF_REFUSED: Final = 5.0
+"""The longest pause where the parent can be reached, and refuses us for now."""
 
 
 class Upstream:
@@ -75,14 +77,15 @@ class Upstream:
             try:
                 connection = await self._transport.connect(self._parent)
             except ConnectError as error:
-                if str(error) != told:
-                    told = str(error)
-                    log.info("waiting for the parent, rank %d: %s", self._parent, told)
+                why, bound = f"waiting for the parent, rank {self._parent}: {error}", BACKOFF_MAX
             else:
-                told = ""
-                await self._attempt(connection, task_status)
-            await trio.sleep(self._random.uniform(0, backoff))  # full jitter
-            backoff = min(2 * backoff, BACKOFF_MAX)
+                why = f"cannot join rank {self._parent}: {await self._attempt(connection, task_status)}"
+                bound = BACKOFF_REFUSED
+            if why != told:  # once, not at every try
+                log.warning("%s", why)
+                told = why
+            await trio.sleep(self._random.uniform(0, min(backoff, bound)))  # full jitter
+            backoff = min(2 * backoff, BACKOFF_REFUSED)
 
     def lose(self, why: str) -> None:
         """Declare the parent lost."""
@@ -90,29 +93,31 @@ class Upstream:
             self._lost_because = why
             self.link.close()
 
-    async def _attempt(self, connection: Connection, task_status: trio.TaskStatus[Welcome]) -> None:
-        """Say hello over a connection; returns where it is refused for now."""
+    async def _attempt(self, connection: Connection, task_status: trio.TaskStatus[Welcome]) -> str:
+        """Say hello over a connection; returns why it is refused for now."""
+        refusal = ""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.run)
             try:
-                answer = await self._say_hello(connection)
-                if answer is not None:
-                    welcome, rest = answer
-                    await self._serve(connection, welcome, rest, task_status)
+                match await self._say_hello(connection):
+                    case str(refusal):
+                        pass
+                    case (welcome, rest):
+                        await self._serve(connection, welcome, rest, task_status)
             finally:
                 connection.close()
                 nursery.cancel_scope.cancel()
+        return refusal
 
-    async def _say_hello(self, connection: Connection) -> tuple[Welcome, list[bytes]] | None:
-        """The parent's welcome and what came with it. None where it refuses for now, or the connection never stood."""
+    async def _say_hello(self, connection: Connection) -> tuple[Welcome, list[bytes]] | str:
+        """The parent's welcome and what came with it; why, where it refuses for now or the connection never stood."""
         with trio.move_on_after(self._settings.connect_timeout) as opening:
             try:
                 await connection.handshake()
             except ConnectError as error:
-                log.warning("cannot join rank %d: %s", self._parent, error)
-                return None
+                return str(error)
         if opening.cancelled_caught:
-            return None
+            return f"no handshake within {self._settings.connect_timeout:g}s"
         connection.send(encode(control(HELLO, payload=self._hello.encode())))
         try:
             frames = await self._await_answer(connection)
@@ -135,13 +140,12 @@ class Upstream:
             if frames:
                 return frames
 
-    def _answered(self, answer: Message, rest: list[bytes]) -> tuple[Welcome, list[bytes]] | None:
+    def _answered(self, answer: Message, rest: list[bytes]) -> tuple[Welcome, list[bytes]] | str:
         if answer.type is MessageType.CONTROL and answer.control == REFUSED:
-            why = f"cannot join rank {self._parent}: refused: {reason_of(answer)}"
+            why = f"refused: {reason_of(answer)}"
             if answer.matchtag not in RETRYABLE:
-                raise Refusal(f"{why} ({os.strerror(answer.matchtag)})")
-            log.warning("%s", why)
-            return None
+                raise Refusal(f"cannot join rank {self._parent}: {why} ({os.strerror(answer.matchtag)})")
+            return why
         if answer.type is not MessageType.CONTROL or answer.control != WELCOME:
             raise ProtocolError(f"cannot take a {answer.type.name.lower()} for the answer to a hello")
         welcome = Welcome.decode(answer.payload)

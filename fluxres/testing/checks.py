@@ -26,14 +26,16 @@ def check_jobs(instance: Instance) -> None:
 
 
 def check_job(instance: Instance, jobid: JobId, *, fails: bool | None = None) -> None:
-    """I1, I3 and I4 of a job. `fails` says whether it has to have a fatal exception; None that it may."""
+    """I1, I3 and I4 of a job. `fails` says whether it has to have a fatal exception, or none at all; None: it may."""
     name = f58(jobid)
     job = instance.jobs.job(jobid)
     if job.state is not JobState.INACTIVE:
         raise Fault(f"I1: job {name} is {job.state.name}")
     failed = job.fatal
-    if fails not in (None, failed):
-        raise Fault(f"job {name} has the exception {job.exception}, which was {'' if fails else 'not '}to come")
+    if fails is True and not failed:
+        raise Fault(f"job {name} did not fail")
+    if fails is False and job.exception is not None:
+        raise Fault(f"job {name} has the exception {job.exception}")
     _check_output(instance, jobid, complete=not failed)
     deeds = instance.world.deeds
     codes = [exit_code(deeds.statuses[task]) for task in deeds.of(jobid) if task in deeds.statuses]

@@ -93,6 +93,7 @@ class Instance:
         """The process of each rank that has one, or had one last."""
         self.nodes: list[Node] = []
         self._lives = 0
+        self._restart_after: float | None = None
         self._opened: dict[int, int] = {}
         """The ranks that take clients, each with a number that tells in which order they began to."""
         self._openings = 0
@@ -155,6 +156,7 @@ class Instance:
                 logbuffer=self.log,
                 random=Random(f"broker {self.seed} {rank} {self._lives}"),
                 on_open=self._on_open,
+                on_end=self._on_end,
             )
             self._nursery.start_soon(process.run, name=f"rank {rank}")
 
@@ -174,6 +176,18 @@ class Instance:
         for rank in ranks:
             await self.processes[rank].ended.wait()
         self.launch(ranks)
+
+    def supervise(self, seconds: float) -> None:
+        """From now on start every broker again, so many seconds after it died, as `fluxres start` and systemd do."""
+        self._restart_after = seconds
+
+    def _on_end(self, process: BrokerProcess) -> None:
+        def restart() -> None:
+            if self.processes[process.rank] is process and not self.network.is_down(process.rank):
+                self.launch([process.rank])
+
+        if self._restart_after is not None and process.status is None:
+            self.timeline.after(self._restart_after, restart)
 
     async def stop(self, rank: int) -> int | None:
         """Shut a broker down cleanly; returns its exit status."""

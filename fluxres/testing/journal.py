@@ -1,6 +1,7 @@
-"""A shell's journal in memory: the real records, in segments that go when they are acknowledged whole.
+"""A shell's journal in memory: the real records.
 
-The last segment never goes, as on a disk. A node that loses its power loses what was not synced.
+Those that are acknowledged go at once, all but the last one, so that an acknowledgement that comes too early shows. A
+node that loses its power loses what was not synced.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from fluxres.base.errors import ProtocolError
 from fluxres.exec.host import Records
 from fluxres_shell import records
 
-SEGMENT_RECORDS: Final = 4
-"""Records in a segment: few, so that forgetting too early shows."""
 BATCH_BYTES: Final = 128 * 1024
 """Bytes of records that are read at a time."""
 
@@ -63,9 +62,8 @@ class Journal:
             seq += len(batch)
 
     def ack(self, seq: int) -> None:
-        """Records up to `seq` are durable elsewhere: segments that these make up go."""
-        whole = min(seq, self.last - 1) // SEGMENT_RECORDS * SEGMENT_RECORDS
-        going = max(0, whole + 1 - self.first)
+        """Records up to `seq` are durable elsewhere."""
+        going = max(0, min(seq, self.last - 1) + 1 - self.first)
         self._size -= sum(map(len, self._records[:going]))
         del self._records[:going]
         self.first += going

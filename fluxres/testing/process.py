@@ -42,7 +42,10 @@ OnOpen = Callable[[int, bool], None]
 
 
 class BrokerProcess:
-    """The broker of one node, from its start to its end. `on_open` is told when it comes online, and when that ends."""
+    """The broker of one node, from its start to its end.
+
+    `on_open` is told when it comes online, and when that ends; `on_end` when the process has ended.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class BrokerProcess:
         logbuffer: LogBuffer,
         random: Random,
         on_open: OnOpen,
+        on_end: Callable[[BrokerProcess], None],
     ) -> None:
         self.rank = node.rank
         self.node = node
@@ -68,6 +72,7 @@ class BrokerProcess:
         self._port = network.attach(self.rank, connect_timeout=config.tbon_settings().connect_timeout)
         self._store = store
         self._on_open = on_open
+        self._on_end = on_end
         self._scope = trio.CancelScope()
         self._shells: MemoryShellHost | None = None
         self._platform = MemoryPlatform(self, config, self._port, random)
@@ -99,6 +104,7 @@ class BrokerProcess:
             if self.alive:
                 self._leave()
             self.ended.set()
+            self._on_end(self)
 
     def kill(self) -> None:
         """SIGKILL."""

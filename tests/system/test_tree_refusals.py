@@ -69,7 +69,6 @@ def check_refused(network: Network, stray: Stray, why: str) -> None:
 
 def check_well(network: Network) -> None:
     """The tree has noticed nothing, and the broker that it lacks may join."""
-    network.tolerated.append("refused")
     uuids = network.uuids([0, 1])
     network.spawn(LAST)
     network.wait_online()

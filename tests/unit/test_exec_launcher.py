@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import trio
@@ -44,3 +45,19 @@ async def test_refusals_are_read_and_logged(
                 await launcher.launch(os.fspath(tmp_path), JobId(7), 0)
             nursery.cancel_scope.cancel()
     assert "cannot fork: no process to be had" in caplog.text
+
+
+async def test_modules_of_the_working_directory_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Brokers of `fluxres start` run where their user is, who may have anything there."""
+    (tmp_path / "cbor2.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    launcher = Launcher()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(launcher.run)
+            for _ in range(2):
+                await launcher.launch(os.fspath(tmp_path), JobId(7), 0)
+            nursery.cancel_scope.cancel()
+    assert "the launcher is gone" not in caplog.text
