@@ -22,11 +22,14 @@ from fluxres.overlay.address import Addresses
 from fluxres.overlay.settings import TbonSettings
 from fluxres.overlay.topology import MAX_SIZE as MAX_SIZE
 from fluxres.overlay.topology import Topology, parse_topo
+from fluxres.wire.codec import MAX_ROUTE
 
 DEFAULT_STATEDIR: Final = "/var/lib/fluxres"
 DEFAULT_RUNDIR: Final = "/run/fluxres"
 MIN_HEARTBEAT: Final = 0.01
 """Seconds: with shorter ones a broker would be busy with nothing else."""
+MAX_LEVEL: Final = MAX_ROUTE - 1
+"""Levels of the tree below rank 0: the route of a request has room for a client and for so many hops."""
 MAX_SHOWN: Final = 100
 """Characters of a hostlist that an error shows."""
 
@@ -129,8 +132,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("tbon.topo: the parents in bootstrap.hosts make the tree; leave one of the two out")
         try:
             if parents is not None:
-                return Topology.custom(parents)
-            return parse_topo(topo or f"kary:{self.bootstrap.fanout}", self.size)
+                return _shallow(Topology.custom(parents))
+            return _shallow(parse_topo(topo or f"kary:{self.bootstrap.fanout}", self.size))
         except ValueError as error:
             raise ValueError(f"{'tbon.topo' if parents is None else 'bootstrap.hosts'}: {error}") from error
 
@@ -157,6 +160,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             timeout=_seconds("tbon.timeout", table.timeout, above=torpid_min, named="tbon.torpid_min"),
             connect_timeout=_seconds("tbon.connect_timeout", table.connect_timeout, above=0.0),
         )
+
+
+def _shallow(tree: Topology) -> Topology:
+    """The tree itself, no rank of which is too far from the root for a request. Raises ValueError."""
+    if tree.maxlevel > MAX_LEVEL:
+        raise ValueError(
+            f"the tree has {tree.maxlevel} levels below rank 0, {MAX_LEVEL} are allowed: give ranks more children"
+        )
+    return tree
 
 
 def find_rank(config: Config, hostname: str) -> int:

@@ -131,8 +131,14 @@ class Incarnation:
                 store.cancel_scope.cancel()
         else:
             await self._live(None)
-        if self._clients is not None:
-            self._clients.remove()
+
+    def clean_up(self) -> None:
+        """The broker is shut down, and no incarnation follows: leave nothing behind that nobody needs.
+
+        Also where this incarnation took no clients yet: the socket that they look for may be from the one before it.
+        """
+        clients = self._clients or self._platform.clients(self.router)
+        clients.remove()
         self._platform.clean_up()
 
     async def _live(self, kvs: Kvs | None) -> None:

@@ -90,6 +90,8 @@ class BrokerLoop:
             backoff = min(2 * backoff, BACKOFF_MAX)
 
     def _ended(self) -> int:
+        if self.incarnation is not None:
+            self.incarnation.clean_up()
         self._notify("STOPPING=1")
         return 0
 

@@ -4,7 +4,8 @@ ASKING: `resource.hello` is sent; rank 0 makes durable what the rank has. PRESEN
 online. There is no way back: when the stream ends, for whatever reason, the incarnation is over. That is how a rank
 learns that rank 0, or a broker on the way to it, was lost, and RPC tracking tells rank 0 of it in the same way.
 
-While ASKING, refusals that pass by themselves (`RETRYABLE`) are waited out here.
+While ASKING, refusals that pass by themselves (`RETRYABLE`) are waited out here, and what rank 0 cannot take from us
+(`FINAL`) is for a person to mend.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final, cast
 import msgspec
 import trio
 
-from fluxres.base.errors import RpcError
+from fluxres.base.errors import Refusal, RpcError
 from fluxres.exec.ranks import Presence
 from fluxres.overlay.errors import SubtreePanic
 from fluxres.rpc.handle import Handle
@@ -28,6 +29,8 @@ log = logging.getLogger("fluxres.broker")
 
 RETRYABLE: Final = frozenset({errno.ENOSPC, errno.EAGAIN})
 """Rank 0 has no room for the rank's record, or has too much to do: both pass."""
+FINAL: Final = frozenset({errno.EINVAL, errno.EPERM, errno.EPROTO})
+"""What we say of ourselves makes no sense to rank 0, and the next incarnation would say the same."""
 RETRY_MIN: Final = 0.5
 RETRY_MAX: Final = 10.0
 """Seconds between two attempts to join; doubling from the one to the other."""
@@ -36,7 +39,10 @@ RETRY_MAX: Final = 10.0
 async def keep(
     handle: Handle, presence: Presence, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Join, and be present until cancelled; `started` when rank 0 has taken the rank. Raises SubtreePanic."""
+    """Join, and be present until cancelled; `started` when rank 0 has taken the rank.
+
+    Raises SubtreePanic, Refusal.
+    """
     payload = cast("WireMap", msgspec.to_builtins(presence))
     delay = RETRY_MIN
     while True:
@@ -53,7 +59,7 @@ class _NotYet(Exception):
 
 
 async def _attend(handle: Handle, payload: WireMap, task_status: trio.TaskStatus[None]) -> None:
-    """One attempt. Raises _NotYet, or SubtreePanic."""
+    """One attempt. Raises _NotYet, Refusal, or SubtreePanic."""
     present = False
     try:
         async with handle.stream("resource.hello", payload, nodeid=0) as answers:
@@ -64,6 +70,8 @@ async def _attend(handle: Handle, payload: WireMap, task_status: trio.TaskStatus
     except RpcError as error:
         if not present and error.errnum in RETRYABLE:
             raise _NotYet(str(error)) from error
+        if not present and error.errnum in FINAL:
+            raise Refusal(f"cannot join the instance: {error}") from error
         what = "cannot stay in" if present else "cannot join"
         raise SubtreePanic(f"{what} the instance: {error}") from error
     raise SubtreePanic("cannot stay in the instance: rank 0 has ended this rank's presence")

@@ -233,15 +233,19 @@ class JobExec:
         return {"unknown": [*unknown], "lost": [jobid for jobid in ask.ids if self._is_lost(jobid, ask.rank)]}
 
     def _is_lost(self, jobid: int, rank: int) -> bool:
-        """Whether an active job's part on `rank` was given up, durably."""
+        """Whether an active job's part on `rank` was given up; that of a rank declared lost is, if not durably yet."""
         if not self._is_active(JobId(jobid)):
             return False
         try:
             record = self._kvs.get(PRIMARY, progress_key(JobId(jobid), rank))
-            return record is not None and decode(record).state is RankState.LOST
+            progress = None if record is None else decode(record)
         except (RpcError, ValueError) as error:  # then nothing of it is touched
             log.error("cannot read how far job %s has come on rank %d: %s", f58(jobid), rank, error)
             return False
+        if progress is None:
+            return False
+        declared = self._ranks.declared(rank) is not None
+        return progress.state is RankState.LOST or (declared and not progress.ended)
 
     async def _stdin(self, request: Request) -> WireMap:
         ask = request.parse(_Stdin)

@@ -43,6 +43,8 @@ log = logging.getLogger("fluxres.exec")
 
 RELEASE_AFTER: Final = 1.0
 """Seconds after which ranks that have ended are released, while others have not (partial release)."""
+PASSES: Final = frozenset({errno.ENOSPC, errno.EAGAIN})
+"""Why a rank cannot be drained now, and can be later: the store is full, or too much waits for it."""
 ROOT: Final = 0
 """The rank that all this runs on."""
 
@@ -295,10 +297,18 @@ class JobRun:
         if not isinstance(leftover, int) or leftover <= 0 or self._ended(rank):
             return
         reason = f"{leftover} process(es) of job {f58(self._plan.jobid)} would not die"
-        try:
-            await self._handle.call("resource.drain", {"targets": str(rank), "reason": reason, "mode": "update"})
-        except RpcError as error:
-            log.error("cannot drain rank %d (%s): %s", rank, reason, error.text)
+        drain: WireMap = {"targets": str(rank), "reason": reason, "mode": "update"}
+        backoff = Backoff()
+        while True:
+            try:
+                await self._handle.call("resource.drain", drain)
+                break
+            except RpcError as error:
+                if backoff.is_news(error.text):
+                    log.error("cannot drain rank %d (%s): %s", rank, reason, error.text)
+                if error.errnum not in PASSES:
+                    break
+            await trio.sleep(backoff.pause())
 
     async def _voided(self, rank: int, note: str) -> None:
         """Nothing ran on `rank`. Unless that is what was wanted, the job has to say why.

@@ -47,10 +47,15 @@ class OverlayService:
             raise RpcError(errno.ENOENT, f"there is no rank {rank}: the instance has {self._overlay.topology.size}")
         return self._below(self._overlay.rank if rank is None else rank)
 
-    def _below(self, rank: int) -> WireMap:
-        children = [self._below(child) for child in self._overlay.topology.children(rank)]
-        size = 1 + sum(child["size"] for child in children if isinstance(child["size"], int))
-        return {"rank": rank, "size": size, "children": [*children]}
+    def _below(self, root: int) -> WireMap:
+        topology = self._overlay.topology
+        trees: dict[int, WireMap] = {}
+        sizes: dict[int, int] = {}
+        for rank in reversed([*topology.subtree(root)]):  # children before their parents
+            below = topology.children(rank)
+            sizes[rank] = 1 + sum(sizes[child] for child in below)
+            trees[rank] = {"rank": rank, "size": sizes[rank], "children": [trees.pop(child) for child in below]}
+        return trees[root]
 
     def _disconnect(self, request: Request) -> None:
         request.require_owner()

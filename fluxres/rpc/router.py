@@ -37,6 +37,8 @@ log = logging.getLogger("fluxres.router")
 
 MAX_PAYLOAD: Final = MAX_FRAME - 64 * 1024
 """Bytes of a payload that is sent on: a frame also holds its header, with a route that grows at each hop."""
+MAX_TRACKED: Final = 1 << 20
+"""Requests that may be under way over all hops of a broker; the next one gets EAGAIN."""
 
 
 class Endpoint(Protocol):
@@ -239,6 +241,9 @@ class Router:
         elif message.topic.endswith(".disconnect"):
             self._cancel_over_hops(message.route, message.service)
             self._refuse(message, errno.EPROTO, "disconnect has no response")
+        elif len(self.tracker) >= MAX_TRACKED and message.wants_response:
+            text = f"cannot send {message.topic}: {MAX_TRACKED} requests are under way to other brokers"
+            self._refuse(message, errno.EAGAIN, text)
         elif self.tracker.sent(hop.id, message):
             hop.deliver(message)
         else:

@@ -44,7 +44,7 @@ from fluxres.wire.messages import NODEID_ANY
 from fluxres.wire.payload import WireMap
 
 TIME_LIMIT: Final = 600.0
-"""Seconds of virtual time that a simulation may take: a broker's clock never stops, so that waiting has no other end."""
+"""Seconds of virtual time that a simulation may take. Brokers always have something to do: nothing else ends a wait."""
 LOG_TAIL: Final = 200
 """Lines of the log that are printed where something goes wrong."""
 CORES: Final = 4
@@ -57,7 +57,7 @@ class Instance:
     """An instance of `size` brokers in a `kary:FANOUT` tree, none of which runs yet.
 
     `latency`, `jitter` (seconds) and `loss` (a probability) are the network's. `settings` are tables of the
-    configuration; `log_level` is what the brokers' log takes. After `time_limit` seconds of virtual time it is an error.
+    configuration; `log_level` is what the brokers' log takes. `time_limit` is in seconds of virtual time.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class Instance:
         for process in self.processes.values():
             process.kill()
         self._nursery.cancel_scope.cancel()
+        # An error of the block leaves it as it is; one in the background, which cancels the block, in a group.
         ours = error is None or (isinstance(error, Exception) and not isinstance(error, BaseExceptionGroup))
         try:
             if ours:

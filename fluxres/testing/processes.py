@@ -26,13 +26,15 @@ from fluxres.exec.reattach import Facts
 from fluxres.testing.journal import Journal
 from fluxres.testing.link import MemoryLink
 from fluxres.testing.programs import Program
-from fluxres.testing.shell import SIGKILLED, SimulatedShell
+from fluxres.testing.shell import SimulatedShell
 from fluxres.testing.world import World
 from fluxres_shell.find import Kind
 from fluxres_shell.spec import ShellSpec, SpecError, parse_spec
 
 LAUNCH_DELAY: Final = 0.003
 """Seconds from a launch to the claim: what forking a warm launcher takes."""
+SIGKILLED: Final = "by SIGKILL"
+"""How a killed shell died, for people."""
 
 
 @dataclass(slots=True)

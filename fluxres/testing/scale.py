@@ -1,4 +1,4 @@
-"""How an instance of many brokers comes up, and recovers from a crash of rank 0: `python -m fluxres.testing.scale SIZE…`
+"""How large instances come up, and recover from a crash of rank 0: `python -m fluxres.testing.scale SIZE…`
 
 All brokers are simulated in one process, on a network with a latency of 0.5 ms and no limit to what it carries. Times
 are virtual: they have latencies, back-off and the number of round trips in them, and no work. So they must grow with
@@ -30,7 +30,7 @@ from fluxres.testing.simulate import simulate
 FANOUT: Final = 32
 JOBS: Final = 64
 """Jobs that run through it, each on one rank."""
-JOB_SECONDS: Final = 30
+JOB_SECONDS: Final = 5
 DOWN: Final = 0.5
 """Seconds for which rank 0 is away."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import signal
 from collections.abc import Mapping
 from typing import Final, cast
 
@@ -330,7 +329,3 @@ class SimulatedShell:
         if consumed > self._input_acked:
             self._input_acked = consumed
             link.put(protocol.stdin_ack(consumed))
-
-
-SIGKILLED: Final = f"by {signal.SIGKILL.name}"
-"""How a killed shell died, for people."""

@@ -1,7 +1,7 @@
 """Payloads: maps that JSON could carry, encoded as CBOR (RFC 8949).
 
 Byte strings are allowed besides, where both ends are ours (journal records). Depth is bounded on
-both sides, so that no peer can make us recurse.
+reading, so that no peer can make us recurse.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import cbor2
 from fluxres.base.errors import ProtocolError
 from fluxres.wire.cbor import load
 
-MAX_DEPTH: Final = 32
-"""Nesting depth of a payload."""
+MAX_DEPTH: Final = 128
+"""Nesting depth of a payload: two for each level of the deepest tree of brokers (`overlay.topology`)."""
 
 Wire: TypeAlias = "bool | int | float | str | bytes | Sequence[Wire] | Mapping[str, Wire] | None"
 """What a payload is made of."""

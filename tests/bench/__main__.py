@@ -2,6 +2,8 @@
 
     python -m tests.bench [--runs N] [SECTION | NAME …]
 
+SECTION `scale` is the report of simulated instances (`fluxres.testing.scale`), the last that is run and no table.
+
 Each line says what was measured, the median of its runs with their range, the goal, and what peers do on the same kind
 of machine (flux-core 0.88 built from source, Slurm 22.05 from Debian: figures of this project's issues 2 and 3, not
 measured here). The fsync time of the disk is measured first, because durable commits stand on it.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +28,8 @@ SECTIONS = {
     "memory": memory.MEASURED,
     "tree": tree.MEASURED,
 }
+SCALE = "scale"
+SCALE_SIZES = ("1000", "10000")
 ALL = {name: measurement for section in SECTIONS.values() for name, measurement in section.items()}
 
 
@@ -34,23 +39,33 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="runs of each measurement (default 3)")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {_known()}")
     args = parser.parse_args()
-    unknown = set(args.names) - set(SECTIONS) - set(ALL)
+    unknown = set(args.names) - set(SECTIONS) - set(ALL) - {SCALE}
     if unknown:
         parser.error(f"cannot measure {', '.join(sorted(unknown))}: unknown")
-    names = [each for name in args.names or SECTIONS for each in SECTIONS.get(name, [name])]
+    chosen = args.names or [*SECTIONS, SCALE]
+    names = [each for name in chosen if name != SCALE for each in SECTIONS.get(name, [name])]
+    if names:
+        _measure(names, args.runs)
+    if SCALE in chosen:
+        return subprocess.run([sys.executable, "-m", "fluxres.testing.scale", *SCALE_SIZES], check=False).returncode
+    return 0
+
+
+def _measure(names: list[str], runs: int) -> None:
+    """Print the table."""
     print(f"{'measured':<46} {'median':>10} {'range':>19}  {'goal':<12} peers")
     for name in names:
         measurement = ALL[name]
         values = []
-        for _ in range(measurement.runs or args.runs):
+        for _ in range(measurement.runs or runs):
             with tempfile.TemporaryDirectory(prefix="fluxres-bench-") as directory:
                 values.append(measurement.run(Path(directory)))
         _print(measurement, values)
-    return 0
 
 
 def _known() -> str:
-    return "; ".join(f"{section} ({', '.join(measured)})" for section, measured in SECTIONS.items())
+    sections = [f"{section} ({', '.join(measured)})" for section, measured in SECTIONS.items()]
+    return "; ".join([*sections, SCALE])
 
 
 def _print(measurement: Measurement, values: list[float]) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("base", "wire", "rpc", "overlay", "kvs", "exec", "sched", "job", "broker", "status", "cli")
+ROOMS = ("base", "wire", "rpc", "overlay", "kvs", "exec", "sched", "job", "broker", "status", "cli", "testing")
 """Lowest first. A room imports from itself and from lower ones."""
 TOP = {"fluxres": 1, "fluxres.client": 3, "fluxres.session": 3}
 """Modules outside of rooms: how many of the lowest rooms each may import."""
@@ -98,7 +98,7 @@ def test_all_modules_are_in_a_room() -> None:
     strangers = [
         name
         for name in SOURCES
-        if name.startswith("fluxres.") and room_of(name) is None and not within(name, (*TOP, "fluxres.testing")[1:])
+        if name.startswith("fluxres.") and room_of(name) is None and not within(name, (*TOP,)[1:])
     ]
     assert strangers == []
 
@@ -133,10 +133,21 @@ def test_the_shell_imports_wire_and_base_only() -> None:
     assert wrong == []
 
 
+def test_nothing_needs_the_simulations() -> None:
+    users = [
+        where(module, found)
+        for module, imports in IMPORTS.items()
+        if room_of(module) != "testing"
+        for found in imports
+        if room_of(found.name) == "testing"
+    ]
+    assert users == []
+
+
 def test_who_needs_the_shell() -> None:
     """Only the room that starts and finds shells."""
     users = {room_of(m) for m, imports in IMPORTS.items() for i in imports if within(i.name, ("fluxres_shell",))}
-    assert users - {None} <= {"exec", "broker"}
+    assert users - {None} <= {"exec", "broker", "testing"}
 
 
 def reached(module: str, *, eager: bool) -> dict[str, str]:

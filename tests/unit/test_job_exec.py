@@ -33,7 +33,7 @@ async def nowhere(rank: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def job_exec(path: Path) -> AsyncIterator[tuple[Handle, Kvs]]:
+async def job_exec(path: Path, ranks: Ranks | None = None) -> AsyncIterator[tuple[Handle, Kvs]]:
     router = Router(rank=0, size=4)
     handle = Handle(router, "test", OWNER)
     async with running_kvs(path / "kvs.sqlite") as kvs, trio.open_nursery() as nursery:
@@ -41,7 +41,7 @@ async def job_exec(path: Path) -> AsyncIterator[tuple[Handle, Kvs]]:
             router=router,
             handle=handle,
             kvs=kvs,
-            ranks=Ranks(),
+            ranks=ranks or Ranks(),
             subtree=nowhere,
             instance="I",
             settings=ExecSettings(),
@@ -68,6 +68,21 @@ async def test_a_rank_is_told_what_to_forget_and_what_to_kill(tmp_path: Path) ->
         ids = [int(jobid) for jobid in (*ACTIVE, QUARANTINED, ENDED)]
         answer = await handle.call("job-exec.inventory", {"rank": 3, "ids": [*ids]})
         assert answer == {"unknown": [ENDED], "lost": [LOST]}
+
+
+async def test_a_declared_rank_that_is_back_at_once_is_told_what_is_being_given_up(tmp_path: Path) -> None:
+    """The loss of its jobs' parts may be still under way; what has ended there is none of it."""
+    ranks = Ranks()
+    async with job_exec(tmp_path, ranks) as (handle, kvs):
+        new = Progress(statedir="S")
+        await kvs.commit(
+            Put(PRIMARY, progress_key(RUNNING, 3), new.moved(RankState.RUNNING, cursor=1).encode()),
+            Put(PRIMARY, progress_key(LOST, 3), new.moved(RankState.EXITED, cursor=2).encode()),
+            Put(PRIMARY, progress_key(ELSEWHERE, 2), new.encode()),
+        )
+        ranks.declare(3, "gone")
+        answer = await handle.call("job-exec.inventory", {"rank": 3, "ids": [int(jobid) for jobid in ACTIVE]})
+        assert answer == {"unknown": [], "lost": [RUNNING]}
 
 
 START: WireMap = {

@@ -114,6 +114,7 @@ class Root:
         self.far: dict[int, Far] = {}
         self.said: list[WireMap] = []
         self.drained: list[tuple[object, bool]] = []
+        self.full = False
         self._scopes: dict[int, set[trio.CancelScope]] = {}
         self._incarnations = itertools.count(1)
         self.resource = Service("resource", self.router)
@@ -125,6 +126,8 @@ class Root:
         return self.far[rank]
 
     def _drain(self, request: Request) -> None:
+        if self.full:
+            raise RpcError(errno.ENOSPC, "the disk is full")
         self.drained.append((request.payload["targets"], self.progress(1).ended))
 
     @asynccontextmanager
@@ -557,6 +560,23 @@ async def test_a_rank_on_which_something_lives_on_is_drained_before_it_ends(
                 far.end(1, leftover=2)
             else:
                 far.say("lost", note="the shell was killed", status=9, leftover=2)
+            await until(lambda: here.progress(1).ended)
+            assert here.drained == [("1", False)]
+
+
+async def test_a_rank_that_cannot_be_drained_for_want_of_room_does_not_end_before_it_is(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with root(tmp_path) as here:
+        await here.prepare((1,))
+        far = here.join(1)
+        here.full = True
+        async with running(here, here.run_of(1)):
+            await until(lambda: far.topics)
+            far.end(1, leftover=2)
+            await trio.sleep(60)
+            assert not here.progress(1).ended
+            here.full = False
             await until(lambda: here.progress(1).ended)
             assert here.drained == [("1", False)]
 

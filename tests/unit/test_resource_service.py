@@ -441,10 +441,19 @@ async def test_presence_waits_out_a_full_disk_and_ends_with_the_rpc(
         assert store.refusals == 0
 
 
-async def test_presence_of_a_rank_that_is_refused_is_a_panic(tmp_path: Path) -> None:
+async def test_presence_of_a_rank_that_makes_no_sense_is_for_a_person_to_mend(tmp_path: Path) -> None:
     async with instance(tmp_path) as it:
-        with pytest.raises(SubtreePanic, match="cannot join the instance: there is no rank 9"):
+        with pytest.raises(Refusal, match="cannot join the instance: there is no rank 9"):
             await presence_module.keep(it.owner, hello(9))
+        with pytest.raises(Refusal, match=r"cannot join the instance: cannot take rank 1: .*a b"):
+            await presence_module.keep(it.owner, hello(1, host="a b"))
+
+
+async def test_presence_of_a_rank_whose_later_incarnation_is_there_is_a_panic(tmp_path: Path) -> None:
+    async with instance(tmp_path) as it:
+        await it.join(hello(1, 2))
+        with pytest.raises(SubtreePanic, match="cannot join the instance: cannot take rank 1: its incarnation 2"):
+            await presence_module.keep(it.owner, hello(1, 1))
 
 
 async def test_damaged_records_drain_their_rank_and_damaged_drains_are_refused(

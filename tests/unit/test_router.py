@@ -240,6 +240,16 @@ def test_a_route_that_is_too_long_is_refused_with_an_answer() -> None:
     assert len(net.child.got[0].route) == MAX_ROUTE
 
 
+def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxres.rpc.router.MAX_TRACKED", 2)
+    net = Net()
+    for tag in (1, 2, 3):
+        net.client.send("toy.ping", tag=tag, nodeid=2)
+    assert (len(net.child.got), net.client.errnums()) == (2, [errno.EAGAIN])
+    net.client.send("toy.ping", nodeid=2, flags=MessageFlag.NORESPONSE)
+    assert len(net.child.got) == 3
+
+
 def test_other_messages_are_dropped() -> None:
     net = Net()
     for kind in (MessageType.EVENT, MessageType.CONTROL):
