@@ -38,7 +38,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests/unit tests/system examples csrc setup.py
+	$(BIN)/mypy tests/unit tests/system tests/sim examples csrc setup.py
 	$(BIN)/mypy -p tests.bench
 	$(BIN)/python -m pytest tests/unit/test_imports.py
 

@@ -32,6 +32,7 @@ import trio
 from fluxres.base.errors import RpcError
 from fluxres.base.jobid import JobId, f58
 from fluxres.exec.attendant import Attendant, void_start
+from fluxres.exec.backoff import Backoff
 from fluxres.exec.forget import Forgetting
 from fluxres.exec.host import ShellHost
 from fluxres.exec.spec import LocalSettings, complete_spec
@@ -191,7 +192,19 @@ class Shells:
             log.warning("killing what is left of job %s here: rank 0 has given it up", f58(jobid))
         await self._forgetting.put_down(lost)
         if certain:
-            self._handle.send("resource.confirm", {"rank": self._rank}, nodeid=0)
+            await self._confirm()
+
+    async def _confirm(self) -> None:
+        """Tell rank 0 that nothing of what it gave up lives here, until it has that durably."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._handle.call("resource.confirm", {"rank": self._rank}, nodeid=0)
+                break
+            except RpcError as error:
+                if backoff.is_news(error.text):
+                    log.warning("rank 0 does not take it that nothing is left of lost jobs here: %s", error.text)
+            await trio.sleep(backoff.pause())
 
     # --- attending
 

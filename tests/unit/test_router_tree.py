@@ -1,4 +1,4 @@
-"""Routers of a whole tree against a naive model (see `treekit`), and the larger cases of tracking one by one."""
+"""Routers of a whole tree against a naive model (see `routerkit`), and the larger cases of tracking one by one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import errno
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from treekit import SERVICES, TOPOLOGY, Client, Tree
+from routerkit import SERVICES, TOPOLOGY, Client, Tree
 
-from fluxres.wire.messages import NODEID_ANY, MessageFlag
+from fluxres.wire.messages import NODEID_ANY, Message, MessageFlag
 
 RANKS = st.integers(0, TOPOLOGY.size - 1)
 NUMBERS = st.integers(0, 1000)
@@ -159,7 +159,12 @@ def test_a_request_to_a_rank_that_is_away_ends_at_once() -> None:
     got: list[int] = []
     client = tree.nodes[5].clients[0]
     deliver = client.deliver
-    client.deliver = lambda message: (got.append(message.errnum), deliver(message))[1]  # type: ignore[method-assign]
+
+    def noting(message: Message) -> None:
+        got.append(message.errnum)
+        deliver(message)
+
+    client.deliver = noting  # type: ignore[method-assign]
     tree.ask(client, "all", 3, MessageFlag.NONE)
     tree.settle()
     assert got == [errno.EHOSTUNREACH]

@@ -320,9 +320,14 @@ async def test_what_a_cancelled_request_answers_for_another_is_no_trouble(
 ) -> None:
     kept: list[Request] = []
 
+    def fail_all() -> None:
+        for other in kept:
+            if other.ended is None:
+                other.fail(errno.ECANCELED)
+
     def keep(request: Request) -> None:
         kept.append(request)
-        request.on_cancel = lambda: [other.fail(errno.ECANCELED) for other in kept if other.ended is None]
+        request.on_cancel = fail_all
 
     service.deferred("keep", keep)
     async with running(service):

@@ -12,7 +12,7 @@ from rpckit import STREAMING, Peer, running, settled
 
 from fluxres.base.errors import IllegalTransition
 from fluxres.rpc import server
-from fluxres.rpc.router import Router
+from fluxres.rpc.router import MAX_PAYLOAD, Router
 from fluxres.rpc.server import Request, Service
 from fluxres.wire.payload import WireMap
 
@@ -143,7 +143,7 @@ async def test_a_matchtag_in_use_is_refused(service: Service, client: Peer) -> N
 
 
 async def test_a_response_that_no_frame_holds_is_an_error(service: Service, client: Peer) -> None:
-    big = bytes(server.MAX_PAYLOAD)
+    big = bytes(MAX_PAYLOAD)
 
     async def stream(request: Request) -> None:
         await request.stream({"ok": 1})

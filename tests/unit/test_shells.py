@@ -44,7 +44,9 @@ class Rank:
         self.job_exec = Service("job-exec", router)
         self.job_exec.method("inventory", self._inventory)
         self.resource = Service("resource", router)
-        self.resource.method("confirm", lambda request: self.confirmed.append(request.payload))
+        self.resource.method("confirm", self._confirm)
+        self.refusals = 0
+        """How often the store of rank 0 will be full."""
         self.shells = Shells(
             router=router,
             handle=self.handle,
@@ -61,6 +63,12 @@ class Rank:
                 for run in (self.job_exec.run, self.resource.run, self.shells.run):
                     await nursery.start(run)
                 task_status.started()
+
+    def _confirm(self, request: Request) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise RpcError(errno.ENOSPC, "the disk is full")
+        self.confirmed.append(request.payload)
 
     def _inventory(self, request: Request) -> WireMap:
         self.reported.append(request.payload)
@@ -255,6 +263,17 @@ async def test_lost_jobs_are_put_down_at_once(kind: Kind, autojump_clock: trio.t
         assert shell.killed == (kind is Kind.ALIVE)
         assert shell.cleaned == (kind in (Kind.ALIVE, Kind.DEAD, Kind.CORRUPT))
         assert shell.kind is not Kind.UNCLAIMED
+
+
+async def test_what_rank_0_has_no_room_for_is_confirmed_again(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with rank() as here:
+        here.refusals = 3
+        await here.shells.report()
+        await trio.sleep(60)
+        assert here.confirmed == [{"rank": 0}]
+        assert caplog.text.count("the disk is full") == 1
 
 
 async def test_nothing_is_confirmed_before_all_that_was_given_up_is_dead(
