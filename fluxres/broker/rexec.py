@@ -134,7 +134,7 @@ class Rexec:
         run = self._running.get(key)
         if run is not None:
             run.write(data, eof=ask.io.eof)
-        elif len(data) + sum(1 + len(each) for each, _ in self._early.get(key, [])) <= BORROWED:
+        elif len(data) + sum(len(each) for each, _ in self._early.get(key, [])) <= BORROWED:
             # Its process is about to be started, or has ended: only the first will ask for this.
             self._early.setdefault(key, []).append((data, ask.io.eof))
             while len(self._early) > MAX_EARLY:
