@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from fluxres import __version__
+from fluxres.base.idset import IdSet
 from fluxres.broker import presence
 from fluxres.broker.about import Facts, attributes
 from fluxres.broker.attributes import Attributes
@@ -118,6 +119,7 @@ class Incarnation:
             host=self._platform.host,
             size=topology.size,
             topo=topology.digest,
+            owner=os.getuid(),
         )
 
     # --- living
@@ -234,4 +236,6 @@ class Incarnation:
         )
 
     def _torpid(self, rank: int, torpid: bool) -> None:
-        self.handle.send("resource.torpid", {"rank": rank, "torpid": torpid}, nodeid=0)
+        """What is behind a torpid child is no better than the child."""
+        below = str(IdSet(self.overlay.topology.subtree(rank)))
+        self.handle.send("resource.torpid", {"ranks": below, "torpid": torpid}, nodeid=0)

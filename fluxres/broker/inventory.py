@@ -36,13 +36,17 @@ UNKNOWN_HOST: Final = "(unknown)"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What one rank has, and the id of its statedir. `cores` and `gpus` are idsets as text."""
+    """What one rank has, the id of its statedir, and the boot that it was last seen in (empty: not known).
+
+    `cores` and `gpus` are idsets as text.
+    """
 
     host: str
     cores: str
     gpus: str
     properties: tuple[str, ...]
     statedir: str
+    boot_id: str = ""
 
     def inventory(self, rank: int) -> Inventory:
         """As the pool takes it; raises ValueError for what is malformed."""
@@ -62,6 +66,7 @@ def record_of(presence: Presence) -> Record:
         gpus=str(IdSet.parse(presence.gpus)),
         properties=tuple(sorted(presence.properties)),
         statedir=presence.statedir,
+        boot_id=presence.boot_id,
     )
     record.inventory(presence.rank)
     return record

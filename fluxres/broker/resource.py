@@ -48,7 +48,7 @@ class _Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Torpid(msgspec.Struct, frozen=True, kw_only=True):
-    rank: int
+    ranks: str
     torpid: bool
 
 
@@ -154,7 +154,12 @@ class ResourceService:
         except ValueError as error:
             raise RpcError(errno.EINVAL, f"cannot take rank {presence.rank}: {error}") from error
         self._check_order(presence)
-        await self._changed(lambda draft: self._define(draft, presence.rank, record))
+        known = self._changes.records.get(presence.rank)
+        if known is not None and msgspec.structs.replace(known, boot_id=record.boot_id) == record:
+            # No more than its boot is new: that must not keep it away while the disk is full.
+            self._changes.put(lambda draft: self._define(draft, presence.rank, record), lambda _: None)
+        else:
+            await self._changed(lambda draft: self._define(draft, presence.rank, record))
         self._check_order(presence)
         self._ranks.joined(presence)
         try:
@@ -182,9 +187,13 @@ class ResourceService:
         if old == record:
             return
         draft.define(rank, record)
-        what = "" if old is None else changes(old, record)
-        if what and self._pool.in_use(rank):
+        if old is None or not self._pool.in_use(rank):
+            return
+        what = changes(old, record)
+        if what:
             draft.drain(IdSet([rank]), f"came back changed while jobs hold some of it: {what}", Mode.UPDATE)
+        if old.statedir != record.statedir and old.boot_id == record.boot_id:  # and was not rebooted
+            draft.drain(IdSet([rank]), "came back with another statedir: what ran there may still run", Mode.UPDATE)
 
     def _online_changed(self, rank: int, online: bool) -> None:
         here = IdSet([rank])
@@ -199,13 +208,20 @@ class ResourceService:
     def _torpid(self, request: Request) -> WireMap:
         request.require_owner()
         ask = request.parse(_Torpid)
-        if self._ranks.online(ask.rank) and ask.torpid != (ask.rank in self._pool.torpid_ranks()):
-            if ask.torpid:
-                self._pool.set_torpid(IdSet([ask.rank]))
-            else:
-                self._pool.set_lively(IdSet([ask.rank]))
-                self._scheduler.wake()
-            self._changes.note("torpid" if ask.torpid else "lively", ask.rank)
+        try:
+            named = IdSet.parse(ask.ranks)
+        except ValueError as error:
+            raise RpcError(errno.EINVAL, str(error)) from error
+        torpid = self._pool.torpid_ranks()
+        changed = named & self._ranks.online_ranks()
+        changed = changed - torpid if ask.torpid else changed & torpid
+        if ask.torpid:
+            self._pool.set_torpid(changed)
+        else:
+            self._pool.set_lively(changed)
+            self._scheduler.wake()
+        for rank in changed:
+            self._changes.note("torpid" if ask.torpid else "lively", rank)
         return {}
 
     # --- drains

@@ -114,7 +114,8 @@ class Launcher:
                 await self._process.wait()
             if self._process.returncode is None:
                 self._process.kill()
-                await self._process.wait()
+                with trio.move_on_after(STOP_GRACE):  # one that hangs in the kernel is left to itself
+                    await self._process.wait()
             self._process = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -10,6 +10,7 @@ is its subtree scope: whatever was started for a rank below that child is cancel
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -68,6 +69,7 @@ class Downstream:
         joined: Callable[[Child], None],
         left: Callable[[Child], None],
         take: Callable[[Link, Message], None],
+        is_endpoint: Callable[[str], bool],
     ) -> None:
         self.hello = hello
         self.online: dict[int, Child] = {}
@@ -76,17 +78,18 @@ class Downstream:
         self._joined = joined
         self._left = left
         self._take = take
+        self._is_endpoint = is_endpoint
         self._known: dict[int, Known] = {}
         self._held = 0
-        self._waiting: dict[Connection, trio.CancelScope] = {}
-        """The connections of children whose hello has come while we are not online, and what ends their wait."""
+        self._waiting: dict[int, tuple[Connection, trio.CancelScope]] = {}
+        """By rank the connections of children whose hello has come while we are not online, and what ends the wait."""
         self._is_open = False
 
     def open(self, hello: Hello) -> None:
         """We are online, as `hello` says: children may join from now on."""
         self.hello = hello
         self._is_open = True
-        for scope in self._waiting.values():
+        for _connection, scope in self._waiting.values():
             scope.cancel()
 
     async def run(self, listener: Listener) -> None:
@@ -121,7 +124,7 @@ class Downstream:
             try:
                 try:
                     hello = await self._hear_hello(connection)
-                    await self._hold(connection)
+                    await self._hold(connection, hello.rank)
                     refusal = await self._judge(hello)
                 finally:
                     self._held -= 1
@@ -143,23 +146,29 @@ class Downstream:
             while await connection.receive():
                 pass
 
-    async def _hold(self, connection: Connection) -> None:
-        """Wait until we are online. Raises ConnectError where the child does not, ProtocolError where it goes on."""
+    async def _hold(self, connection: Connection, rank: int) -> None:
+        """Wait until we are online. Raises ConnectError where the child does not, ProtocolError where it goes on.
+
+        A rank waits once: where it comes again, whoever waited before is gone, or is no better.
+        """
         if self._is_open:
             return
+        if rank in self._waiting:
+            self._waiting[rank][0].close()
         with trio.CancelScope() as scope:
-            self._waiting[connection] = scope
+            mine = self._waiting[rank] = (connection, scope)
             try:
                 said = await connection.receive()
             finally:
-                del self._waiting[connection]
+                if self._waiting.get(rank) is mine:
+                    del self._waiting[rank]
             if said:
                 raise ProtocolError("it went on before it was welcome")
             raise ConnectError("it has not waited for its welcome")
 
     def keep_waiting(self) -> None:
         """Tell the children that wait for us to be online that we live."""
-        for connection in self._waiting:
+        for connection, _scope in self._waiting.values():
             connection.send(_HEARTBEAT)
 
     async def _hear_hello(self, connection: Connection) -> Hello:
@@ -183,6 +192,8 @@ class Downstream:
             verdict = judge(hello, parent=self.hello, children=self._children, known=self._known.get(hello.rank))
             if isinstance(verdict, Refuse):
                 return verdict
+            if self._is_in_use(hello.uuid):
+                return Refuse(errno.ESTALE, f"the uuid {hello.uuid} of rank {hello.rank} is another's")
             older = self.online.get(hello.rank)
             if older is None:
                 return None
@@ -210,6 +221,10 @@ class Downstream:
                 why = "it is shut down"
         except ProtocolError as error:
             why = str(error)
+        except trio.Cancelled:
+            if not child.why:  # we end, and it has not been told by `say_goodbye`
+                child.link.control(DISCONNECT, payload=reason(f"subtree panic at rank {mine.rank}"))
+            raise
         finally:
             child.lose(why)
             del self.online[hello.rank]
@@ -221,6 +236,10 @@ class Downstream:
         self._known[hello.rank] = Known(
             uuid=hello.uuid, statedir=hello.statedir, incarnation=hello.incarnation, online=online
         )
+
+    def _is_in_use(self, uuid: str) -> bool:
+        """Whether an endpoint of ours has that name, which is to be unique."""
+        return uuid == self.hello.uuid or self._is_endpoint(uuid)
 
     def disconnect(self, rank: int, why: str) -> bool:
         """Declare a live child dead (flux-core issue 3805); False where it is not online."""

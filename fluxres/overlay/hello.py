@@ -8,6 +8,7 @@
     refused because                                              errnum        may it try again?
     another version of the overlay protocol                      EPROTO        no
     it belongs to another instance                               EPERM         no
+    its owner is another user                                    EPERM         no
     another size or topology, or the rank is not our child       EINVAL        no
     the parent has not joined the instance itself                EAGAIN        yes
     the rank is online from another statedir                     EADDRINUSE    yes: the other may go
@@ -43,8 +44,9 @@ RETRYABLE: Final = frozenset({errno.EAGAIN, errno.EADDRINUSE})
 class Hello:
     """Who a broker is. `instance` is empty before the first join from this statedir.
 
-    `uuid` names the incarnation, `statedir` the state directory (by its own id, not its path), `incarnation` is its
-    durable count of incarnations, `boot_id` the kernel's, `topo` is `Topology.digest`.
+    `owner` is the uid of the instance owner, the same at every rank. `uuid` names the incarnation, `statedir` the state
+    directory (by its own id, not its path), `incarnation` is its durable count of incarnations, `boot_id` the kernel's,
+    `topo` is `Topology.digest`.
     """
 
     rank: int
@@ -58,6 +60,7 @@ class Hello:
     host: str
     size: int
     topo: str
+    owner: int
 
     def encode(self) -> bytes:
         """The payload of the HELLO control."""
@@ -85,11 +88,12 @@ class Hello:
             host=_text(message, "host", empty=True),
             size=_number(message, "size"),
             topo=_text(message, "topo", empty=True),
+            owner=_number(message, "owner"),
         )
 
 
 _NOTHING_SAID: Final[WireMap] = {
-    field.name: 0 if field.name in ("rank", "incarnation", "size") else "" for field in fields(Hello)
+    field.name: 0 if field.name in ("rank", "incarnation", "size", "owner") else "" for field in fields(Hello)
 }
 
 
@@ -166,6 +170,11 @@ def _stranger(hello: Hello, parent: Hello, children: Container[int]) -> Refuse |
             errno.EPERM,
             f"rank {hello.rank} belongs to the instance {hello.instance}, this one is {parent.instance}: "
             "correct its configuration, or give it an empty statedir",
+        )
+    if hello.owner != parent.owner:
+        return Refuse(
+            errno.EPERM,
+            f"rank {hello.rank} runs as uid {hello.owner}, its parent as {parent.owner}: run all brokers as one user",
         )
     if hello.size != parent.size:
         return _differs(hello, "size", str(hello.size), str(parent.size))

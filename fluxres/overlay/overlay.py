@@ -79,6 +79,7 @@ class Overlay:
             joined=self._child_joined,
             left=self._child_left,
             take=self._take_from_child,
+            is_endpoint=router.is_endpoint,
         )
         parent = topology.parent(self.rank)
         self.up: Upstream | None = None

@@ -138,6 +138,10 @@ class Router:
             raise ValueError(f"cannot add endpoint {endpoint.id!r}: there is one of that name")
         self._endpoints[endpoint.id] = endpoint
 
+    def is_endpoint(self, name: str) -> bool:
+        """Whether an endpoint of that id is known."""
+        return name in self._endpoints
+
     def remove_endpoint(self, endpoint: Endpoint, why: str) -> None:
         """`endpoint` is gone: what was under way over it is answered, what it asked for is cancelled."""
         if self._endpoints.get(endpoint.id) is not endpoint:

@@ -7,6 +7,7 @@ the same rank, or another machine's certificate, it says and tries again. The tr
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import socket
 import ssl
@@ -191,6 +192,7 @@ def hello(network: Network, rank: int, *, protocol: int = PROTOCOL) -> bytes:
         host="nowhere",
         size=SIZE,
         topo="kary:2",
+        owner=os.getuid(),
     )
     return frame(encode(control(HELLO, payload=mine.encode())))
 

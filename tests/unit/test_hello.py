@@ -36,6 +36,7 @@ CHILD = Hello(
     host="node3",
     size=16,
     topo="kary:2",
+    owner=0,
 )
 PARENT = replace(CHILD, rank=1, uuid="uuid-p", statedir="sd-1", incarnation=2, host="node1")
 ONLINE = Known(uuid="uuid-8", statedir="sd-3", incarnation=8, online=True)
@@ -80,6 +81,7 @@ def verdict(hello: Hello, known: Known | None, parent: Hello = PARENT) -> Accept
         (replace(CHILD, instance="other"), None, errno.EPERM),
         (replace(CHILD, size=15), None, errno.EINVAL),
         (replace(CHILD, topo="kary:3"), None, errno.EINVAL),
+        (replace(CHILD, owner=1), None, errno.EPERM),
         (replace(CHILD, rank=5), None, errno.EINVAL),
         (replace(CHILD, rank=1), None, errno.EINVAL),
         # what is checked first
@@ -168,7 +170,7 @@ numbers = st.integers(0, 2**63 - 1)
 @given(
     st.builds(
         Hello,
-        **dict.fromkeys(("rank", "incarnation", "size"), numbers),
+        **dict.fromkeys(("rank", "incarnation", "size", "owner"), numbers),
         **dict.fromkeys(("uuid", "statedir"), texts),
         **dict.fromkeys(("software", "instance", "boot_id", "host", "topo"), st.just("") | texts),
         protocol=st.just(PROTOCOL),

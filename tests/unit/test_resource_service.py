@@ -48,6 +48,9 @@ class GuestHandle(Handle):
         self._router.request(message._replace(route=(self._id,), userid=2000, rolemask=int(Role.USER | Role.LOCAL)))
 
 
+STATEDIR_GONE = "came back with another statedir: what ran there may still run"
+
+
 def hello(rank: int, incarnation: int = 1, *, host: str = "", cores: str = "0-3", statedir: str = "") -> Presence:
     return Presence(
         rank=rank,
@@ -148,7 +151,14 @@ async def test_a_rank_joins_works_and_leaves(tmp_path: Path) -> None:
                 await trio.testing.wait_all_tasks_blocked()
         assert isinstance(it.decided[0], Granted)
         record = json.loads(it.kvs.get(PRIMARY, rank_key(2)) or b"")
-        assert record == {"host": "n2", "cores": "0-3", "gpus": "", "properties": ["big"], "statedir": "s2"}
+        assert record == {
+            "host": "n2",
+            "cores": "0-3",
+            "gpus": "",
+            "properties": ["big"],
+            "statedir": "s2",
+            "boot_id": "boot",
+        }
         status = await it.call("status")
         assert (status["online"], status["offline"], status["torpid"]) == ("2", "0-1,3-5", "")
         assert (await it.owner.call("groups.get", {"name": "broker.online"})) == {"members": "2"}
@@ -328,21 +338,36 @@ async def test_undrained_ranks_wake_the_scheduler(tmp_path: Path) -> None:
         assert len(it.decided) == 1
 
 
+@pytest.mark.parametrize(
+    ("statedir", "boot", "drained"),
+    [("s1", "boot", {}), ("s1", "next", {}), ("fresh", "next", {}), ("fresh", "boot", {"1": STATEDIR_GONE})],
+)
+async def test_another_statedir_in_the_same_boot_drains_what_is_in_use(
+    tmp_path: Path, statedir: str, boot: str, drained: dict[str, str]
+) -> None:
+    async with instance(tmp_path) as it:
+        scope = await it.join(hello(1))
+        it.pool.claim(share(1, "0-1"))
+        await it.lose(scope, 1)
+        await it.join(msgspec.structs.replace(hello(1, 2, statedir=statedir), boot_id=boot))
+        assert await it.drained() == drained
+
+
 async def test_torpid_ranks(tmp_path: Path) -> None:
     async with instance(tmp_path) as it:
         scope = await it.join(hello(1))
-        it.owner.send("resource.torpid", {"rank": 1, "torpid": True})
-        it.owner.send("resource.torpid", {"rank": 1, "torpid": True})
-        it.owner.send("resource.torpid", {"rank": 2, "torpid": True})
+        it.owner.send("resource.torpid", {"ranks": "1", "torpid": True})
+        it.owner.send("resource.torpid", {"ranks": "1", "torpid": True})
+        it.owner.send("resource.torpid", {"ranks": "2", "torpid": True})
         assert (await it.call("status"))["torpid"] == "1"
         assert (await it.owner.call("groups.get", {"name": "broker.torpid"})) == {"members": "1"}
         it.scheduler.request(7, Request(), priority=16)
         await trio.testing.wait_all_tasks_blocked()
         assert it.decided == []
-        it.owner.send("resource.torpid", {"rank": 1, "torpid": False})
+        it.owner.send("resource.torpid", {"ranks": "1", "torpid": False})
         await trio.testing.wait_all_tasks_blocked()
         assert len(it.decided) == 1
-        it.owner.send("resource.torpid", {"rank": 1, "torpid": True})
+        it.owner.send("resource.torpid", {"ranks": "1", "torpid": True})
         await it.lose(scope, 1)
         assert (await it.call("status"))["torpid"] == ""
         await it.kvs.commit()

@@ -47,6 +47,7 @@ async def overlay_service(topology: Topology) -> AsyncIterator[Handle]:
         host="h",
         size=topology.size,
         topo=topology.digest,
+        owner=0,
     )
     overlay = Overlay(
         hello=hello,
