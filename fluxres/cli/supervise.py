@@ -2,8 +2,12 @@
 
 All of them are children, so SIGCHLD and waitpid(2) tell of every end. A broker says `READY=1` by
 sd_notify(3), on a datagram socket in the abstract namespace; the kernel vouches for the sender's pid. Brokers
-have sessions of their own and never see the terminal's Ctrl-C. This process is a child subreaper, so that job
-shells whose launcher died are reaped here; it never signals them.
+have sessions of their own and never see the terminal's Ctrl-C. This process is a child subreaper, so that brokers
+are its children also where a forker has forked them (`fluxres.broker.forker`), and that job shells whose launcher
+died are reaped here; it never signals those.
+
+Which pid a forked broker has, it reports on a pipe before it does anything else. So whatever happens to a pid that
+we do not know, the pipe is read first: then it is a broker's, or none of ours.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
-from fluxres.cli.supervisor import SHUTDOWN_TIMEOUT, Do, Phase, describe
+from fluxres.cli.supervisor import FORKER, SHUTDOWN_TIMEOUT, Do, Phase, Reports, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +38,8 @@ LAST_WORDS: Final = 4096
 """Bytes at the end of a log, in which the reason for a broker's failure is looked for."""
 MESSAGE_MAX: Final = 4096
 """Bytes of an sd_notify message."""
+REPORT_MAX: Final = 65536
+"""Bytes that are read of the forker's pipe at once."""
 PROBE_TIMEOUT: Final = 1.0
 """Seconds that connecting to a broker that is not our child may take."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
@@ -68,6 +74,9 @@ class Supervision:
         self._command = command
         self._verbose = verbose
         self._announce = announce
+        self._reporting: int | None = None
+        self._reports = Reports()
+        self._poller = select.poll()
         self._pids: dict[int, int] = {}
         self._ranks: dict[int, int] = {}
         self._log_start: dict[int, int] = {}
@@ -96,13 +105,13 @@ class Supervision:
             signal.signal(signum, lambda _signum, _frame: None)
         signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
         self._do(self._supervisor.begin())
-        become_subreaper()
-        poller = select.poll()
-        poller.register(self._notify, select.POLLIN)
-        poller.register(self._wakeup[0], select.POLLIN)
+        become_subreaper()  # not before: it takes a while, in which a broker can be starting
+        self._poller.register(self._notify, select.POLLIN)
+        self._poller.register(self._wakeup[0], select.POLLIN)
         while self._supervisor.phase is not Phase.DONE or self._command_pid is not None:
-            poller.poll(self._poll_timeout())
+            self._poller.poll(self._poll_timeout())
             self._take_signals()
+            self._take_reports()
             self._take_notifications()
             self._reap()
             self._do(self._supervisor.tick(time.monotonic()))
@@ -134,6 +143,33 @@ class Supervision:
         elif self._ending_since is None:
             self._ending_since = time.monotonic()  # and when it has ended, the instance is shut down
 
+    def _take_reports(self) -> None:
+        """Read which brokers have been forked; at the end of the pipe, no further ones will be."""
+        while self._reporting is not None:
+            try:
+                data = os.read(self._reporting, REPORT_MAX)
+            except BlockingIOError:
+                return
+            for rank, pid in self._reports.feed(data):
+                self._pids[rank] = pid
+                self._ranks[pid] = rank
+                self._do(self._supervisor.forked(rank))
+            if not data:
+                self._end_reports()
+
+    def _end_reports(self) -> None:
+        if self._reporting is not None:
+            self._poller.unregister(self._reporting)
+            os.close(self._reporting)
+            self._reporting = None
+            self._do(self._supervisor.forker_ended())
+
+    def _rank_of(self, pid: int) -> int | None:
+        """The rank of our child `pid`; None where it is no broker."""
+        if pid not in self._ranks:
+            self._take_reports()
+        return self._ranks.get(pid)
+
     def _take_notifications(self) -> None:
         while True:
             try:
@@ -145,8 +181,9 @@ class Supervision:
             for level, kind, value in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     pid, _uid, _gid = _CREDENTIALS.unpack_from(value)
-                    if pid in self._ranks and b"READY=1" in data.split(b"\n"):
-                        self._do(self._supervisor.ready(self._ranks[pid]))
+                    rank = self._rank_of(pid)
+                    if rank is not None and b"READY=1" in data.split(b"\n"):
+                        self._do(self._supervisor.ready(rank))
 
     def _reap(self) -> None:
         """Collect every child that has ended, those that we were given as a subreaper included."""
@@ -160,24 +197,33 @@ class Supervision:
             code = os.waitstatus_to_exitcode(status)
             if pid == self._command_pid:
                 self._command_ended(code)
-            elif (rank := self._ranks.pop(pid, None)) is not None:
-                del self._pids[rank]
-                effects = self._supervisor.exited(rank, code, time.monotonic())
-                if effects and effects[0] == (Do.SPAWN, rank):
-                    self._say(f"broker {rank} {describe(code)}: starting it again")
-                self._do(effects)
+            elif (rank := self._rank_of(pid)) is not None:
+                del self._ranks[pid], self._pids[rank]
+                self._ended(rank, code)
+
+    def _ended(self, rank: int, code: int) -> None:
+        """The broker of `rank`, or the forker, has ended."""
+        if rank == FORKER:
+            if code != 0 and self._supervisor.phase is Phase.BRING_UP:
+                self._say(f"{_name(rank)} {describe(code)}: starting the rest singly")
+            return  # the end of its pipe is what counts
+        effects = self._supervisor.exited(rank, code, time.monotonic())
+        if effects and effects[0] == (Do.SPAWN, rank):
+            self._say(f"broker {rank} {describe(code)}: starting it again")
+        self._do(effects)
 
     # --- what is to be done
 
     def _do(self, effects: list[Effect]) -> None:
         for do, rank in effects:
-            if do is Do.SPAWN:
+            if do is Do.SPAWN and rank == FORKER:
+                self._start_forker()
+            elif do is Do.SPAWN:
                 self._spawn(rank)
             elif do is Do.TERMINATE and rank in self._pids:
                 os.kill(self._pids[rank], signal.SIGTERM)  # not reaped yet, so the pid is still the broker's
-            elif do is Do.KILL and rank in self._pids:
-                self._say(f"broker {rank} does not end: killing it")
-                os.kill(self._pids[rank], signal.SIGKILL)
+            elif do is Do.KILL:
+                self._kill(rank)
             elif do is Do.ASK:
                 ask_shutdown(f"local://{self._where.socket(rank)}")
             elif do is Do.ANNOUNCE:
@@ -185,9 +231,44 @@ class Supervision:
                 if self._command is not None:
                     self._start_command(self._command)
 
+    def _kill(self, rank: int) -> None:
+        if rank in self._pids:
+            self._say(f"{_name(rank)} does not end: killing it")
+            os.kill(self._pids[rank], signal.SIGKILL)
+        if rank == FORKER:  # a broker that has not reported by now is none: it cannot any more, and ends
+            self._take_reports()
+            self._end_reports()
+
     def _spawn(self, rank: int) -> None:
-        log = os.open(self._open_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._log_start[rank] = os.fstat(log).st_size
+        log = self._open_log(rank)
+        try:
+            self._launch(rank, log, "--rank", str(rank))
+        except OSError as error:
+            self._say(f"cannot start {self._broker[0]}: {error.strerror}")
+            self._do(self._supervisor.exited(rank, NOT_FOUND, time.monotonic()))
+
+    def _start_forker(self) -> None:
+        """Start the process that forks all brokers. Its own words go where those of rank 0 will go."""
+        become_subreaper()  # before any of them can lose its parent
+        size = self._supervisor.size
+        for rank in range(1, size):
+            os.close(self._open_log(rank))
+        log = self._open_log(0)
+        self._reporting, writing = os.pipe()
+        os.set_blocking(self._reporting, False)
+        os.set_inheritable(writing, True)
+        self._poller.register(self._reporting, select.POLLIN)
+        arguments = ["--fork-ranks", f"0-{size - 1}", "--report", str(writing)]
+        logs = [] if self._verbose else ["--logs", self._where.rundir]
+        try:
+            # Where it cannot be started, no broker can, and they will say so: this is the end of the pipe.
+            with contextlib.suppress(OSError):
+                self._launch(FORKER, log, *arguments, *logs)
+        finally:
+            os.close(writing)
+
+    def _launch(self, rank: int, log: int, *arguments: str) -> None:
+        """Start our program, in a session of its own, with `log` as its output; closes that. Raises OSError."""
         name = self._notify.getsockname()
         environment = {**os.environ, "NOTIFY_SOCKET": "@" + os.fsdecode(name[1:])}
         actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = [
@@ -198,29 +279,27 @@ class Supervision:
         try:
             pid = os.posix_spawnp(
                 self._broker[0],
-                [*self._broker, "--config", self._where.config, "--rank", str(rank)],
+                [*self._broker, "--config", self._where.config, *arguments],
                 environment,
                 file_actions=actions,
                 setsid=True,
                 setsigmask=(),
                 setsigdef=_RESET,
             )
-        except OSError as error:
-            self._say(f"cannot start {self._broker[0]}: {error.strerror}")
-            self._do(self._supervisor.exited(rank, NOT_FOUND, time.monotonic()))
-            return
         finally:
             os.close(log)
         self._pids[rank] = pid
         self._ranks[pid] = rank
 
-    def _open_log(self, rank: int) -> str:
-        """The path of a rank's log, which has been moved out of the way where it is too long."""
+    def _open_log(self, rank: int) -> int:
+        """Open a rank's log, having moved it out of the way where it is too long; its end now is where to look."""
         path = self._where.log(rank)
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_size > LOG_MAX:
                 os.replace(path, f"{path}.old")
-        return path
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._log_start[rank] = os.fstat(log).st_size
+        return log
 
     def _start_command(self, command: list[str]) -> None:
         environment = {**os.environ, "FLUXRES_URI": self._where.uri}
@@ -280,6 +359,10 @@ class Supervision:
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # there may be nobody left to tell
             os.write(2, f"fluxres-start: {text}\n".encode())
+
+
+def _name(rank: int) -> str:
+    return "the process that forks the brokers" if rank == FORKER else f"broker {rank}"
 
 
 def ask_shutdown(uri: str) -> None:

@@ -11,6 +11,10 @@ Phases of the instance:
 States of a rank: STARTING -> ONLINE -> DEAD -> STARTING … -> ENDED. A broker that dies is started again at
 once, and after `RESTART_DELAY` where that has been done within the last `STABLE_FOR`; one that exits with 0
 was shut down on purpose, and has ended. Times are in seconds, of any clock that only goes forward.
+
+Where there are several ranks, one process forks their first brokers (`fluxres.broker.forker`): until it has, a
+rank is WAITING. It is started and ended like a broker, as rank `FORKER`; ranks that still wait when it has ended
+are started singly, or have ended where there is nothing to start any more.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ STABLE_FOR: Final = 5.0
 """Seconds after a restart in which another death counts as "keeps dying"."""
 SHUTDOWN_TIMEOUT: Final = 30.0
 """Seconds for a clean shutdown; then the brokers, and only they, are killed."""
+FORKER: Final = -1
+"""Stands for a rank where the process is meant that forks the first brokers."""
 
 
 class Phase(Enum):
@@ -44,6 +50,7 @@ class Phase(Enum):
 class RankState(Enum):
     """The states of one rank's broker."""
 
+    WAITING = "waiting"
     STARTING = "starting"
     ONLINE = "online"
     DEAD = "dead"
@@ -63,7 +70,7 @@ class Do(Enum):
 
 
 class Effect(NamedTuple):
-    """One thing to do; `rank` is 0 where it is for the whole instance."""
+    """One thing to do, to the broker of `rank` or the `FORKER`; `rank` is 0 where it is for the whole instance."""
 
     do: Do
     rank: int = 0
@@ -74,8 +81,8 @@ class _Rank:
 
     __slots__ = ("restart_at", "restarted_at", "state")
 
-    def __init__(self) -> None:
-        self.state = RankState.STARTING
+    def __init__(self, state: RankState) -> None:
+        self.state = state
         self.restart_at: float | None = None
         self.restarted_at: float | None = None
 
@@ -93,16 +100,44 @@ class Supervisor:
         self.failure: str | None = None
         self._restart = restart
         self._needs_root = restart and temporary
-        self._ranks = [_Rank() for _ in range(size)]
+        self._forking = size > 1
+        first = RankState.WAITING if self._forking else RankState.STARTING
+        self._ranks = [_Rank(first) for _ in range(size)]
         self._deadline: float | None = now + START_TIMEOUT + START_TIMEOUT_PER_RANK * size
 
     def begin(self) -> list[Effect]:
         """Start everything."""
-        return [Effect(Do.SPAWN, rank) for rank in range(len(self._ranks))]
+        return [Effect(Do.SPAWN, FORKER if self._forking else 0)]
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return len(self._ranks)
 
     def state(self, rank: int) -> RankState:
         """The state of a rank's broker."""
         return self._ranks[rank].state
+
+    def forked(self, rank: int) -> list[Effect]:
+        """The forker has forked the broker of `rank`."""
+        self._ranks[rank].state = RankState.STARTING
+        if self.phase is not Phase.STOPPING_REST:
+            return []
+        return [Effect(Do.KILL if self._deadline is None else Do.TERMINATE, rank)]
+
+    def forker_ended(self) -> list[Effect]:
+        """No further broker will be forked."""
+        self._forking = False
+        waiting = [rank for rank, each in enumerate(self._ranks) if each.state is RankState.WAITING]
+        if self.phase is Phase.BRING_UP:
+            for rank in waiting:
+                self._ranks[rank].state = RankState.STARTING
+            return [Effect(Do.SPAWN, rank) for rank in waiting]
+        for rank in waiting:
+            self._ranks[rank].state = RankState.ENDED
+        if self.phase is Phase.STOPPING_REST:
+            self._check_done()
+        return []
 
     def ready(self, rank: int) -> list[Effect]:
         """The broker of `rank` says that it is online."""
@@ -195,12 +230,12 @@ class Supervisor:
 
     def _end_all(self, do: Do) -> list[Effect]:
         """End every broker that is alive; the others have ended, as far as we know."""
-        effects = []
+        effects = [Effect(do, FORKER)] if self._forking else []
         for rank, each in enumerate(self._ranks):
             each.restart_at = None
             if each.alive:
                 effects.append(Effect(do, rank))
-            elif do is Do.TERMINATE and not self._restart:
+            elif do is Do.TERMINATE and not self._restart and each.state is not RankState.WAITING:
                 effects.append(Effect(Do.ASK, rank))
         self._check_done()
         return effects
@@ -211,9 +246,25 @@ class Supervisor:
         return []
 
     def _check_done(self) -> None:
-        if not any(each.alive for each in self._ranks):
+        if not self._forking and not any(each.alive for each in self._ranks):
             self.phase = Phase.DONE
             self._deadline = None
+
+
+class Reports:
+    """Reads what the brokers of a forker report: lines of `RANK PID`."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, int]]:
+        """The (rank, pid) of all lines that are complete now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        found = []
+        for line in lines:
+            rank, pid = line.split()
+            found.append((int(rank), int(pid)))
+        return found
 
 
 def describe(code: int) -> str:

@@ -21,10 +21,44 @@ if TYPE_CHECKING:
     from fluxres.cli.instancedir import Toml
 
 STUB = """
-import os, signal, socket, sys
-rank = sys.argv[sys.argv.index("--rank") + 1]
-rundir = os.path.dirname(sys.argv[sys.argv.index("--config") + 1])
+import os, signal, socket, sys, time
+from fluxres.base.idset import IdSet
+from fluxres.broker import forker
+option = lambda name: sys.argv[sys.argv.index(name) + 1]
+config = option("--config")
+rundir = os.path.dirname(config)
 mode = os.environ.get("STUB_MODE", "")
+fork = os.fork
+def fork_and_wait():
+    pid = fork()
+    if pid and mode == "slow":  # the forker ends when its brokers have long been online
+        while not os.path.exists(f"{rundir}/../go"):
+            time.sleep(0.005)
+    return pid
+def fork_one():
+    os.fork = fail
+    return fork()
+def fail():
+    if mode == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise OSError(11, "out of processes")
+os.fork = {"killed": fork_one, "no-fork": fork_one}.get(mode, fork_and_wait)
+if "--fork-ranks" in sys.argv:
+    ranks = IdSet.parse(option("--fork-ranks"))
+    if mode == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if mode in ("stuck", "deaf", "no-forker"):
+        with open(f"{rundir}/../forker.new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(file.name, f"{rundir}/../forker")
+        sys.exit("bad") if mode == "no-forker" else signal.pause()
+    logs = option("--logs") if "--logs" in sys.argv else None
+    rank = forker.fork_each(ranks, int(option("--report")), logs)
+    if rank is None:
+        os._exit(0)
+    forker.show_arguments(["--config", config, "--rank", str(rank)])
+else:
+    rank = int(option("--rank"))
 def end(*_):
     open(f"{rundir}/../ends", "a").write(f"{rank}\\n")
     sys.exit(0)
@@ -39,9 +73,11 @@ while True:
     signal.pause()
 """
 DRIVER = """
-import sys
-from fluxres.cli import start
+import os, sys
+from fluxres.cli import start, supervisor
 from fluxres.cli.main import main
+if os.environ["STUB_MODE"] == "deaf":
+    supervisor.SHUTDOWN_TIMEOUT = 0.1
 start.broker_program = lambda: [sys.executable, {stub!r}]
 sys.exit(main())
 """
@@ -51,7 +87,7 @@ PATIENCE = 20.0
 class Start(Protocol):
     """Starts `fluxres start` with stub brokers of this mode."""
 
-    def __call__(self, *argv: str, mode: str = "") -> subprocess.Popen[str]: ...
+    def __call__(self, *argv: str, mode: str = "", verbose: bool = False) -> subprocess.Popen[str]: ...
 
 
 @pytest.fixture
@@ -61,9 +97,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "driver.py").write_text(DRIVER.format(stub=str(tmp_path / "stub.py")))
     processes: list[subprocess.Popen[str]] = []
 
-    def starter(*argv: str, mode: str = "") -> subprocess.Popen[str]:
+    def starter(*argv: str, mode: str = "", verbose: bool = False) -> subprocess.Popen[str]:
+        options = ["--verbose"] * verbose
         made = subprocess.Popen(
-            [sys.executable, str(tmp_path / "driver.py"), "start", f"--rundir={tmp_path}/run", *argv],
+            [sys.executable, str(tmp_path / "driver.py"), "start", *options, f"--rundir={tmp_path}/run", *argv],
             env={**os.environ, "STUB_MODE": mode},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -143,6 +180,90 @@ def test_a_broker_that_dies_is_started_again(start: Start, tmp_path: Path) -> No
     status, _out, err = finish(process)
     assert status == 128 + signal.SIGTERM
     assert "was killed by signal 9 (Killed): starting it again" in err
+
+
+# --- the forker
+
+
+def shown_arguments(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode().split("\0")[1:]
+
+
+def test_forked_brokers_show_their_ranks_and_are_started_again(start: Start, tmp_path: Path) -> None:
+    process = start("-s", "12", "sh", "-c", "echo up; exec sleep 60")
+    assert process.stdout is not None
+    process.stdout.readline()
+    parents = set()
+    for rank, pid in starts(tmp_path):
+        arguments = ["--config", f"{tmp_path}/run/fluxres.toml", "--rank", str(rank)]
+        assert shown_arguments(pid) == [str(tmp_path / "stub.py"), *arguments]
+        parents.add(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert parents == {str(process.pid)}
+    rank, pid = starts(tmp_path)[5]
+    os.kill(pid, signal.SIGKILL)
+    until(partial(started_more_than, 12, tmp_path))
+    assert starts(tmp_path)[-1][0] == rank
+    process.terminate()
+    _status, _out, err = finish(process)
+    assert err == f"fluxres-start: broker {rank} was killed by signal 9 (Killed): starting it again\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("no-forker", "exited with status 1"),
+        ("no-fork", "exited with status 1"),
+        ("killed", "was killed by signal 9 (Killed)"),
+    ],
+)
+def test_what_the_forker_has_not_forked_is_started_singly(start: Start, tmp_path: Path, mode: str, said: str) -> None:
+    status, _out, err = finish(start("-s", "3", "true", mode=mode))
+    assert (status, err) == (0, f"fluxres-start: the process that forks the brokers {said}: starting the rest singly\n")
+    assert sorted(rank for rank, _ in starts(tmp_path)) == [0, 1, 2]
+
+
+def test_a_broker_that_dies_before_its_forker_has_ended(start: Start, tmp_path: Path) -> None:
+    process = start("-s", "3", "true", mode="slow")
+    until(partial(started_more_than, 0, tmp_path))
+    os.kill(starts(tmp_path)[0][1], signal.SIGKILL)
+    (tmp_path / "go").touch()
+    status, _out, err = finish(process)
+    assert (status, err) == (0, "fluxres-start: broker 0 was killed by signal 9 (Killed): starting it again\n")
+    assert sorted(rank for rank, _ in starts(tmp_path)) == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_the_forker_is_at_work(start: Start, tmp_path: Path, signum: signal.Signals) -> None:
+    process = start("-s", "3", "true", mode="stuck")
+    until((tmp_path / "forker").exists)
+    process.send_signal(signum)
+    status, _out, err = finish(process)
+    assert (status, err) == (128 + signum, "")
+    assert starts(tmp_path) == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_forker_that_does_not_end_is_killed(start: Start, tmp_path: Path) -> None:
+    process = start("-s", "3", "true", mode="deaf")
+    until((tmp_path / "forker").exists)
+    process.terminate()
+    status, _out, err = finish(process)
+    assert status == 128 + signal.SIGTERM
+    assert err == "fluxres-start: the process that forks the brokers does not end: killing it\n"
+    until(lambda: _is_zombie(int((tmp_path / "forker").read_text())))
+
+
+def test_a_forked_broker_that_refuses(start: Start) -> None:
+    status, _out, err = finish(start("-s", "2", "true", mode="refuse"))
+    assert status == 1
+    assert err.startswith("fluxres-start: cannot start the instance: broker ")
+    assert err.endswith(" exited with status 1 before it was online: fluxres-broker: cannot use this\n")
+
+
+def test_forked_brokers_without_logs(start: Start) -> None:
+    status, _out, err = finish(start("-s", "2", "true", mode="refuse", verbose=True))
+    assert status == 1
+    assert "fluxres-broker: cannot use this\n" in err
 
 
 def test_no_restart(start: Start, tmp_path: Path) -> None:

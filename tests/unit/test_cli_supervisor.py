@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxres.cli.supervisor import (
+    FORKER,
     RESTART_DELAY,
     SHUTDOWN_TIMEOUT,
     STABLE_FOR,
@@ -18,6 +19,7 @@ from fluxres.cli.supervisor import (
     Effect,
     Phase,
     RankState,
+    Reports,
     Supervisor,
     describe,
 )
@@ -31,16 +33,90 @@ def phase(instance: Supervisor) -> Phase:
     return instance.phase
 
 
+def starting(size: int, *, restart: bool = True, temporary: bool = True) -> Supervisor:
+    """An instance of several ranks, whose brokers have been forked."""
+    made = Supervisor(size, restart=restart, temporary=temporary, now=0)
+    assert made.begin() == [Effect(Do.SPAWN, FORKER)]
+    assert [made.state(rank) for rank in range(size)] == [RankState.WAITING] * size
+    for rank in range(size):
+        assert made.forked(rank) == []
+    assert made.forker_ended() == []
+    assert [made.state(rank) for rank in range(size)] == [RankState.STARTING] * size
+    return made
+
+
 def running(size: int, *, restart: bool = True, temporary: bool = False) -> Supervisor:
     """An instance that is online at time 1."""
-    made = Supervisor(size, restart=restart, temporary=temporary, now=0)
-    assert made.begin() == [Effect(Do.SPAWN, rank) for rank in range(size)]
+    made = starting(size, restart=restart, temporary=temporary)
     for rank in range(size - 1):
         assert made.ready(rank) == []
     assert made.ready(size - 1) == [Effect(Do.ANNOUNCE)]
     assert phase(made) is Phase.RUNNING
     assert made.due() is None
     return made
+
+
+def test_one_rank_is_started_singly() -> None:
+    instance = Supervisor(1, restart=True, temporary=True, now=0)
+    assert instance.begin() == [Effect(Do.SPAWN, 0)]
+    assert instance.ready(0) == [Effect(Do.ANNOUNCE)]
+
+
+def forking() -> Supervisor:
+    """An instance of three ranks, whose ranks 0 and 1 have been forked."""
+    made = Supervisor(3, restart=True, temporary=True, now=0)
+    made.begin()
+    made.forked(0)
+    made.forked(1)
+    return made
+
+
+def test_who_was_not_forked_is_started_singly() -> None:
+    instance = forking()
+    assert instance.forker_ended() == [Effect(Do.SPAWN, 2)]
+    assert instance.ready(0) == instance.ready(1) == []
+    assert instance.ready(2) == [Effect(Do.ANNOUNCE)]
+
+
+def test_online_while_the_forker_has_not_ended() -> None:
+    instance = forking()
+    assert instance.forked(2) == instance.ready(0) == instance.ready(1) == []
+    assert instance.ready(2) == [Effect(Do.ANNOUNCE)]
+    assert instance.forker_ended() == []
+    assert phase(instance) is Phase.RUNNING
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_stopped_while_brokers_are_forked(restart: bool) -> None:
+    instance = Supervisor(3, restart=restart, temporary=True, now=0)
+    instance.begin()
+    instance.forked(0)
+    assert instance.stop(1) == [Effect(Do.TERMINATE, FORKER), Effect(Do.TERMINATE, 0)]
+    assert instance.forked(1) == [Effect(Do.TERMINATE, 1)]
+    assert instance.exited(0, TERMED, 2) == instance.exited(1, TERMED, 2) == []
+    assert phase(instance) is Phase.STOPPING_REST
+    assert instance.forker_ended() == []
+    assert phase(instance) is Phase.DONE
+
+
+def test_a_forker_that_does_not_end_is_killed() -> None:
+    instance = forking()
+    assert instance.fail("why", 1)[0] == Effect(Do.TERMINATE, FORKER)
+    assert instance.tick(1 + SHUTDOWN_TIMEOUT) == [Effect(Do.KILL, rank) for rank in (FORKER, 0, 1)]
+    assert instance.forked(2) == [Effect(Do.KILL, 2)]
+    assert instance.forker_ended() == []
+    for rank in range(3):
+        assert phase(instance) is Phase.STOPPING_REST
+        instance.exited(rank, KILLED, 40)
+    assert phase(instance) is Phase.DONE
+
+
+@given(st.lists(st.tuples(st.integers(0, 4095), st.integers(1, 2**22))), st.integers(1, 30))
+def test_reports_are_read_in_pieces(reports: list[tuple[int, int]], piece: int) -> None:
+    data = b"".join(b"%d %d\n" % report for report in reports)
+    reader = Reports()
+    pieces = [data[at : at + piece] for at in range(0, len(data), piece)]
+    assert [report for each in pieces for report in reader.feed(each)] == reports
 
 
 def test_announced_once() -> None:
@@ -72,8 +148,7 @@ def test_restarted_at_once_and_then_with_a_delay() -> None:
     ],
 )
 def test_a_broker_that_refuses_ends_the_bring_up(code: int, restart: bool, failure: str) -> None:
-    instance = Supervisor(3, restart=restart, temporary=True, now=0)
-    instance.begin()
+    instance = starting(3, restart=restart)
     instance.ready(0)
     assert instance.exited(1, code, 1)[:2] == [Effect(Do.TERMINATE, 0), *instance_asks(restart)][:2]
     assert instance.failure == failure
@@ -88,8 +163,7 @@ def instance_asks(restart: bool) -> list[Effect]:
 
 
 def test_a_broker_that_is_killed_during_the_bring_up_is_started_again() -> None:
-    instance = Supervisor(2, restart=True, temporary=True, now=0)
-    instance.begin()
+    instance = starting(2)
     instance.ready(0)
     assert instance.exited(1, KILLED, 1) == [Effect(Do.SPAWN, 1)]
     assert instance.exited(0, KILLED, 1) == [Effect(Do.SPAWN, 0)]
@@ -98,8 +172,7 @@ def test_a_broker_that_is_killed_during_the_bring_up_is_started_again() -> None:
 
 
 def test_not_online_in_time() -> None:
-    instance = Supervisor(3, restart=True, temporary=True, now=0)
-    instance.begin()
+    instance = starting(3)
     instance.ready(1)
     due = instance.due()
     assert due == START_TIMEOUT + 3 * START_TIMEOUT_PER_RANK
@@ -178,8 +251,7 @@ def test_without_restarts_who_died_stays_dead_and_may_have_been_replaced() -> No
 
 
 def test_interrupted_bring_up() -> None:
-    instance = Supervisor(2, restart=True, temporary=True, now=0)
-    instance.begin()
+    instance = starting(2)
     assert instance.stop(1) == [Effect(Do.TERMINATE, 0), Effect(Do.TERMINATE, 1)]
     instance.exited(0, TERMED, 2)
     instance.exited(1, TERMED, 2)
@@ -196,12 +268,19 @@ def test_describe() -> None:
     size=st.integers(1, 4),
     restart=st.booleans(),
     temporary=st.booleans(),
-    steps=st.lists(st.tuples(st.sampled_from(["ready", "exit", "tick", "stop"]), st.integers(0, 3), st.integers(0, 4))),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["fork", "forker ends", "ready", "exit", "tick", "stop"]),
+            st.integers(0, 3),
+            st.integers(0, 4),
+        )
+    ),
 )
 def test_any_history_ends_when_every_broker_has(
     size: int, restart: bool, temporary: bool, steps: list[tuple[str, int, int]]
 ) -> None:
-    """Spawned and not exited is what is alive; DONE exactly when stopping has left none; no rank has two brokers."""
+    """Spawned or forked, and not exited, is what is alive; DONE exactly when stopping has left none; no rank has two
+    brokers, the forker counted as one more."""
     instance = Supervisor(size, restart=restart, temporary=temporary, now=0)
     alive: set[int] = set()
     now = 0.0
@@ -214,10 +293,23 @@ def test_any_history_ends_when_every_broker_has(
                 alive.add(rank)
 
     apply(instance.begin())
+    unforked = set(range(size)) if FORKER in alive else set()
+
+    def end_forker() -> None:
+        alive.remove(FORKER)
+        unforked.clear()
+        apply(instance.forker_ended())
+
     codes = (0, 1, KILLED, TERMED, 0)
     for what, rank, number in steps:
         now += number
-        if what == "ready" and rank in alive:
+        if what == "fork" and FORKER in alive and rank in unforked:
+            unforked.remove(rank)
+            alive.add(rank)
+            apply(instance.forked(rank))
+        elif what == "forker ends" and FORKER in alive:
+            end_forker()
+        elif what == "ready" and rank in alive:
             apply(instance.ready(rank))
         elif what == "exit" and rank in alive:
             alive.remove(rank)
@@ -231,6 +323,8 @@ def test_any_history_ends_when_every_broker_has(
     for _ in range(2):
         now += SHUTDOWN_TIMEOUT + START_TIMEOUT
         apply(instance.tick(now))
+    if FORKER in alive:
+        end_forker()
     for rank in sorted(alive):
         alive.remove(rank)
         apply(instance.exited(rank, KILLED, now))
