@@ -3,7 +3,7 @@
     incarnation nursery
     ├─ overlay: upstream link, a subtree scope for each child, heartbeat
     ├─ rank 0: the store's writer; kvs, job-*, resource, groups (`broker.leader`)
-    ├─ every rank: attr, broker, event, exec, log, overlay, rexec, state-machine; launcher, stall meter
+    ├─ every rank: attr, broker, event, exec, log, overlay, rexec, state-machine; stall meter
     ├─ presence: what rank 0 knows us by
     └─ local connector: one nursery a client
 
@@ -173,7 +173,7 @@ class Incarnation:
 
     async def _bring_up(self, kvs: Kvs | None, nursery: trio.Nursery) -> None:
         """Start everything, in the order in which it needs each other; clients are taken last."""
-        host, processes, settings = self._platform.shells(self._identity.instance)
+        host, settings = self._platform.shells(self._identity.instance)
         shells = Shells(
             router=self.router,
             handle=self.handle,
@@ -210,7 +210,6 @@ class Incarnation:
             self._services.append(service)
             await nursery.start(service.run, name=f"service {service.name}")
         self._services.append(shells.service)
-        await nursery.start(processes.run)
         await nursery.start(shells.run)
         if self._leader is not None:
             await nursery.start(self._leader.run)

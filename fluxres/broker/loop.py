@@ -65,6 +65,15 @@ class BrokerLoop:
 
     async def run(self) -> int:
         """Run until a clean shutdown (0), or what no further incarnation would mend (1)."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._platform.run)
+            status = await self._loop()
+            nursery.cancel_scope.cancel()
+        if status == 0 and self.incarnation is not None:
+            self.incarnation.clean_up()
+        return status
+
+    async def _loop(self) -> int:
         backoff = BACKOFF_MIN
         while True:
             begun = trio.current_time()
@@ -90,8 +99,6 @@ class BrokerLoop:
             backoff = min(2 * backoff, BACKOFF_MAX)
 
     def _ended(self) -> int:
-        if self.incarnation is not None:
-            self.incarnation.clean_up()
         self._notify("STOPPING=1")
         return 0
 

@@ -47,13 +47,6 @@ class Clients(Protocol):
         """The broker is shut down, and no other incarnation follows."""
 
 
-class Processes(Protocol):
-    """What has to run so that shells can be started here."""
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own it until cancelled; shells go on."""
-
-
 class Platform(Protocol):
     """What an incarnation needs of the world."""
 
@@ -86,8 +79,11 @@ class Platform(Protocol):
     def inventory(self) -> Inventory:
         """What this rank has."""
 
-    def shells(self, instance: str) -> tuple[ShellHost, Processes, LocalSettings]:
-        """Where shells live, what has to run for that, and what their specs lack."""
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own what outlives incarnations, until cancelled; shells outlive that too."""
+
+    def shells(self, instance: str) -> tuple[ShellHost, LocalSettings]:
+        """Where shells live, and what their specs lack."""
 
     def clients(self, router: Router) -> Clients:
         """The local connector."""
@@ -103,7 +99,7 @@ class LocalPlatform:
         self._config = config
         self._rank = rank
         self._statedir = statedir
-        self._cgroup: str | None = None
+        self._launcher = Launcher()
         self.random = Random()
         self.host = config.host_of(rank) or socket.gethostname()
         self.boot_id = Path(BOOT_ID).read_text(encoding="ascii").strip()
@@ -124,20 +120,23 @@ class LocalPlatform:
         cores = IdSet(range(settings.cores)) if settings.cores else IdSet(os.sched_getaffinity(0))
         return Inventory(rank=self._rank, host=self.host, cores=cores, gpus=IdSet(range(settings.gpus)))
 
-    def shells(self, instance: str) -> tuple[ShellHost, Processes, LocalSettings]:
-        """Real processes, started by a launcher, in cgroups where there are any."""
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the launcher: starting another takes longer than everything else after a panic."""
+        await self._launcher.run(task_status)
+
+    def shells(self, instance: str) -> tuple[ShellHost, LocalSettings]:
+        """Real processes, started by the launcher, in cgroups where there are any."""
         table = self._config.exec
-        self._cgroup = parent_cgroup(table.cgroup, f"fluxres-{instance[:8]}-{self._rank}")
-        launcher = Launcher(self._cgroup)
+        self._launcher.cgroup = parent_cgroup(table.cgroup, f"fluxres-{instance[:8]}-{self._rank}")
         settings = LocalSettings(
             uri=f"local://{self.socket}",
             tmpdir_base=table.tmpdir,
-            cgroup_parent=self._cgroup,
+            cgroup_parent=self._launcher.cgroup,
             bind=self._config.resource.cores is None,
             journal_limit=table.journal_limit,
             segment_size=table.segment_size,
         )
-        return LocalShellHost(self._statedir.path, self._rank, launcher), launcher, settings
+        return LocalShellHost(self._statedir.path, self._rank, self._launcher), settings
 
     def clients(self, router: Router) -> Connector:
         """A Unix socket in the rundir."""
@@ -147,4 +146,4 @@ class LocalPlatform:
     def clean_up(self) -> None:
         """Remove the socket for children, and the cgroup unless shells live in it."""
         self.transport.remove()
-        remove_parent(self._cgroup)
+        remove_parent(self._launcher.cgroup)

@@ -31,10 +31,10 @@ STOP_GRACE: Final = 2.0
 
 
 class Launcher:
-    """The launcher of one broker incarnation; its shells live below the cgroup whose directory is `cgroup`."""
+    """The launcher of one broker, for all its incarnations; its shells live below the directory of `cgroup`, if any."""
 
-    def __init__(self, cgroup: str | None = None) -> None:
-        self._arguments = [] if cgroup is None else [cgroup]
+    def __init__(self) -> None:
+        self.cgroup: str | None = None
         self._process: trio.Process | None = None
         self._socket: socket.socket | None = None
         self._lock = trio.Lock()
@@ -89,10 +89,11 @@ class Launcher:
     async def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        arguments = [] if self.cgroup is None else [self.cgroup]
         program = [sys.executable, "-P", "-m", "fluxres_shell.main"]  # -P: nothing from where the broker was started
         try:
             self._process = await trio.lowlevel.open_process(
-                [*program, "--launcher", str(theirs.fileno()), *self._arguments],
+                [*program, "--launcher", str(theirs.fileno()), *arguments],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ from fluxres.base.idset import IdSet
 from fluxres.broker.config import Config
 from fluxres.broker.logbuffer import LogBuffer
 from fluxres.broker.loop import BrokerLoop
-from fluxres.broker.platform import Clients, Processes
+from fluxres.broker.platform import Clients
 from fluxres.broker.statedir import Identity
 from fluxres.exec.host import ShellHost
 from fluxres.exec.spec import LocalSettings
@@ -177,7 +177,12 @@ class MemoryPlatform:
         cores, gpus = IdSet(range(table.cores or 1)), IdSet(range(table.gpus))
         return Inventory(rank=self._process.rank, host=self.host, cores=cores, gpus=gpus)
 
-    def shells(self, instance: str) -> tuple[ShellHost, Processes, LocalSettings]:
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """There is nothing to run: the node starts its shells itself."""
+        await trio.lowlevel.checkpoint()
+        task_status.started()
+
+    def shells(self, instance: str) -> tuple[ShellHost, LocalSettings]:
         """The node's."""
         table = self._config.exec
         settings = LocalSettings(
@@ -186,7 +191,7 @@ class MemoryPlatform:
             journal_limit=table.journal_limit,
             segment_size=table.segment_size,
         )
-        return self._process.new_shells(), NoLauncher(), settings
+        return self._process.new_shells(), settings
 
     def clients(self, router: Router) -> Clients:
         """The simulation's own handles."""
@@ -194,15 +199,6 @@ class MemoryPlatform:
 
     def clean_up(self) -> None:
         """There is nothing to be left behind."""
-
-
-class NoLauncher:
-    """The node forks shells without the help of a process."""
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """There is nothing to run."""
-        await trio.lowlevel.checkpoint()
-        task_status.started()
 
 
 class MemoryClients:
