@@ -93,7 +93,7 @@ class Client:
         except OSError as error:
             why = os.strerror(error.errno or errno.EIO)
             if isinstance(error, ConnectionRefusedError):
-                why += " (its socket is there, but no broker listens on it)"
+                why += " (its broker is not online: it has ended, or waits for its parent)"
             raise FluxresError(f"cannot connect to {uri}: {why}") from error
         return cls(connected, uri)
 

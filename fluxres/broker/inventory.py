@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Iterable, KeysView
 from typing import Final
 
@@ -31,6 +32,8 @@ RANK_DIR: Final = "resource.rank"
 """The directory of the records, in the primary namespace."""
 LOAD_CHUNK: Final = 256
 """Records that are read before other tasks get their turn."""
+_LIKE_IDSET: Final = re.compile(r"[-\d,\[\]]+")
+"""What is meant to be an idset, though it may be none: hosts have names."""
 UNKNOWN_HOST: Final = "(unknown)"
 """Stands in lists of hosts for a rank that was never seen."""
 
@@ -123,7 +126,9 @@ class Records:
         """
         try:
             ranks = IdSet.parse(targets)
-        except ValueError:
+        except ValueError as error:
+            if _LIKE_IDSET.fullmatch(targets):
+                raise RpcError(errno.EINVAL, str(error)) from error
             ranks = self._by_host(targets)
         if not ranks:
             raise RpcError(errno.EINVAL, "no targets are named: an idset of ranks or a hostlist is needed")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from fluxres.base.errors import Refusal
 from fluxres.base.fsd import parse_fsd
-from fluxres.base.jobid import FluidClock, JobId
+from fluxres.base.jobid import FluidClock, JobId, f58
 from fluxres.broker.config import Config
 from fluxres.broker.resource import ResourceService
 from fluxres.broker.statedir import Identity
@@ -100,7 +101,15 @@ class Leader:
         identity: Identity,
         now: Callable[[], float],
     ) -> Leader:
-        """Replay the store, and build the services on what it has."""
+        """Replay the store, and build the services on what it has. Raises Refusal: that is of a larger instance."""
+        replayed = await replay(kvs)
+        size = overlay.topology.size
+        if replayed.farthest is not None and replayed.farthest[0] >= size:
+            rank, jobid = replayed.farthest
+            raise Refusal(
+                f"cannot be an instance of {size} broker(s): job {f58(jobid)} has rank {rank}; start {rank + 1} or more, "
+                "and make the instance smaller when its jobs have ended"
+            )
         leader = cls(
             config=config,
             router=router,
@@ -109,7 +118,7 @@ class Leader:
             overlay=overlay,
             identity=identity,
             now=now,
-            replayed=await replay(kvs),
+            replayed=replayed,
         )
         await leader._resource.load()
         return leader

@@ -83,10 +83,10 @@ class BrokerLoop:
             except Exception as error:
                 if self.shutdown.is_set() and _is_lost_parent(error):
                     return self._ended()  # it shuts down as we do, and was faster
-                log_panic(error)
                 if not self._was_online and _is_refusal(error):
                     self.refusal = "; ".join(map(str, _leaves(error)))
                     return 1  # it will be so the next time too
+                log_panic(error)
                 bound = BACKOFF_LOST if _is_lost_parent(error) else BACKOFF_MAX
             else:
                 return self._ended()

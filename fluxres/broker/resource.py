@@ -110,7 +110,7 @@ class ResourceService:
         self._changes.records = records
         for rank in records.ranks():
             record = records.get(rank)
-            if record is not None:
+            if record is not None and rank < self._size:
                 self._pool.add(record.inventory(rank))
                 self._ranks.remember(rank, record.statedir)
         drains = self._kvs.get(PRIMARY, DRAIN_KEY)

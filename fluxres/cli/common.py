@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fluxres.base.errors import FluxresError, ProtocolError, RpcError
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 FORCE_ASCII: Final = "FLUX_F58_FORCE_ASCII"
 """The environment variable that makes jobids begin with `f` (flux-environment(7)); being set is enough."""
+URI_HELP: Final = "the broker's socket, local:///path (default: FLUXRES_URI)"
 UNPRINTABLE: Final = "?"
 """What stands for a control character of a name or note: no job may drive the terminal that shows it."""
 
@@ -56,7 +57,7 @@ def parser(command: str, description: str, *, usage: str | None = None, connects
         formatter_class=RawDescriptionHelpFormatter,
     )
     if connects:
-        made.add_argument("--uri", metavar="URI", help="the broker's socket, local:///path (default: FLUXRES_URI)")
+        made.add_argument("--uri", metavar="URI", help=URI_HELP)
     made.add_argument("-v", "--verbose", action="count", default=0, help="say more, tracebacks included")
     return made
 
@@ -64,6 +65,11 @@ def parser(command: str, description: str, *, usage: str | None = None, connects
 def subcommands(of: Parser) -> _SubParsersAction[Parser]:
     """Give a parser subcommands, one of which is then required; the one chosen is in `args.subcommand`."""
     return of.add_subparsers(dest="subcommand", metavar="COMMAND", required=True, parser_class=Parser)
+
+
+def take_uri(to: Parser) -> None:
+    """Let a subcommand take --uri as well: it is that of the whole command."""
+    to.add_argument("--uri", metavar="URI", default=SUPPRESS, help=URI_HELP)
 
 
 def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
@@ -81,7 +87,7 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
 def whole_number(text: str) -> int:
     """An argparse type: an integer of at least 0."""
     if not text.isascii() or not text.isdigit():
-        raise ArgumentTypeError(f"{text!r} is no whole number")
+        raise ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return int(text)
 
 

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     rows = [JobInfo(entry, now, lambda userid: _username(userid, names)) for entry in entries]
     if args.json:
         _print_json(rows, single=len(args.jobids) == 1)
-    else:
+    elif rows or not args.jobids:  # else it has been said that there is nothing to list
         shown.fit(rows, with_header=not args.no_header)
         _print_rows(shown, sort_rows(rows, order), args)
     if truncated and not args.no_header:

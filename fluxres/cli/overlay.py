@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
 from fluxres.base.fsd import format_fsd, parse_fsd
-from fluxres.cli.common import Explain, UsageError, argument, parser, subcommands
+from fluxres.cli.common import Explain, UsageError, argument, parser, subcommands, take_uri
 from fluxres.cli.overlay_tree import (
     GONE,
     STATES,
@@ -71,6 +71,8 @@ def main(argv: list[str]) -> int:
     cut = sub.add_parser("disconnect", help="cut a subtree off: it restarts and joins again", allow_abbrev=False)
     cut.add_argument("-r", "--parent", type=rank_number, metavar="RANK", help="the parent (default: as in the tree)")
     cut.add_argument("target", metavar="TARGET", help="a rank or host")
+    for each in sub.choices.values():
+        take_uri(each)
     args = made.parse_args(argv)
     commands = {"status": _status, "lookup": _lookup, "parentof": _parentof, "disconnect": _disconnect}
     commands[args.subcommand](args)
@@ -206,7 +208,7 @@ def _wait(args: Namespace, timeout: float) -> None:
         if args.wait in GONE:
             told_by = get_topology(ask, size).parent(args.rank)
         if told_by is None:
-            raise UsageError(f"rank {args.rank} has no parent to tell that it is {args.wait}")
+            raise UsageError(f"cannot {what}: it is the root, and has no parent to tell that")
         status = "unknown"
         handle = session.begin("overlay.monitor", {}, nodeid=told_by, streaming=True)
         while status != args.wait:

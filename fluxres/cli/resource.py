@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from fluxres.base.errors import ProtocolError
 from fluxres.base.idset import IdSet
 from fluxres.cli import resource_drain
-from fluxres.cli.common import Explain, argument, field, number, parser, subcommands
+from fluxres.cli.common import Explain, argument, field, number, parser, subcommands, take_uri
 from fluxres.cli.format import OutputFormat
 from fluxres.cli.resource_set import EMPTY, Resources, parse_resources
 from fluxres.session import Session
@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
     ):
         each: Parser = sub.add_parser(name, help=what, description=what.capitalize(), allow_abbrev=False)
         each.set_defaults(run=_show)
+        take_uri(each)
         each.add_argument(
             "-s",
             "--states",

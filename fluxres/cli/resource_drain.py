@@ -12,7 +12,7 @@ from argparse import REMAINDER
 from typing import TYPE_CHECKING
 
 from fluxres.base.errors import FluxresError, RpcError
-from fluxres.cli.common import Explain, Parser, UsageError
+from fluxres.cli.common import Explain, Parser, UsageError, take_uri
 from fluxres.session import Session
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def add_others(sub: _SubParsersAction[Parser]) -> None:
 def _add(sub: _SubParsersAction[Parser], name: str, what: str, run: Callable[[Namespace], int] | None) -> Parser:
     made = sub.add_parser(name, help=what, description=what.capitalize(), allow_abbrev=False)
     made.set_defaults(run=run)
+    take_uri(made)
     return made
 
 
@@ -60,7 +61,8 @@ def _add_modes(to: Parser, already: str, force: str) -> None:
 
 
 def _add_reason(to: Parser) -> None:
-    to.add_argument("reason", metavar="REASON", nargs=REMAINDER, help="why: it is shown and logged")
+    reason = to.add_argument("reason", metavar="REASON", nargs=REMAINDER, help="why: it is shown and logged")
+    reason.required = False  # else it is listed among what is missing, where TARGETS is
 
 
 def _drain(args: Namespace) -> int:
@@ -69,21 +71,26 @@ def _drain(args: Namespace) -> int:
             _call(session, "resource.drain", _payload(args))
         except RpcError as error:
             hint = " (--force replaces the reason)" if error.errnum == errno.EEXIST else ""
-            raise FluxresError(f"cannot drain {args.targets}: {error}{hint}") from error
+            raise FluxresError(f"cannot drain {_named(args)}: {error}{hint}") from error
     return 0
 
 
 def _undrain(args: Namespace) -> int:
-    with Session(args.uri) as session, Explain(f"undrain {args.targets}"):
+    with Session(args.uri) as session, Explain(f"undrain {_named(args)}"):
         _call(session, "resource.undrain", _payload(args))
     return 0
 
 
 def _declare_lost(args: Namespace) -> int:
     reason: WireMap = {"reason": " ".join(args.reason)} if args.reason else {}
-    with Session(args.uri) as session, Explain(f"declare {args.targets} lost"):
+    with Session(args.uri) as session, Explain(f"declare {_named(args)} lost"):
         _call(session, "resource.declare-lost", {"ranks": args.targets, **reason})
     return 0
+
+
+def _named(args: Namespace) -> str:
+    targets: str = args.targets
+    return targets or "''"
 
 
 def _call(session: Session, topic: str, payload: WireMap) -> None:

@@ -168,9 +168,9 @@ def _build(args: Namespace) -> JsonObject:
         shell_options = [options.parse_keyval(text, _read_file) for text in args.setopt]
         attributes = [options.parse_keyval(text, _read_file) for text in args.setattr]
     if args.requires:
-        from fluxres.job.requires import parse_requires
+        from fluxres.job.requires import parse_all_requires
 
-        constraint = parse_requires(" and ".join(f"({text})" for text in args.requires))
+        constraint = parse_all_requires(args.requires)
     return build_jobspec(
         Facts(
             command=args.command,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -34,8 +35,12 @@ ENDING: Final = ((0.0, signal.SIGTERM), (1.0, signal.SIGHUP), (5.0, signal.SIGKI
 """How a COMMAND is ended whose instance ends: after seconds, by a signal (shells ignore SIGTERM)."""
 LOG_MAX: Final = 16 * 1024 * 1024
 """Bytes of a broker's log, above which its next start moves it to `.old`."""
-LAST_WORDS: Final = 4096
+LAST_WORDS: Final = 65536
 """Bytes at the end of a log, in which the reason for a broker's failure is looked for."""
+WORDS: Final = "fluxres-broker: "
+"""How a line begins in which a broker says why it ends. An orphan of an earlier start may write to the same log."""
+TAKEN: Final = re.compile(r"another broker \(pid (\d+)\) is running on it$")
+"""Why a broker ends whose statedir is in use."""
 MESSAGE_MAX: Final = 4096
 """Bytes of an sd_notify message."""
 REPORT_MAX: Final = 65536
@@ -342,7 +347,7 @@ class Supervision:
         return 128 + self._interrupted if self._interrupted and self._command is not None else 0
 
     def _last_words(self, failure: str) -> str:
-        """The last line that a broker wrote before it failed, and where the rest is."""
+        """What a broker said before it failed, and where the rest is."""
         words = failure.split()
         if words[0] != "broker" or self._verbose:
             return ""
@@ -352,13 +357,28 @@ class Supervision:
         with open(self._where.log(rank), "rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start[rank], size - LAST_WORDS))
-            lines = log.read().decode(errors="replace").strip().splitlines()
-        last = f": {lines[-1].strip()}" if lines else ""
+            last = last_words(log.read().decode(errors="replace"), self._where.config)
         return last if self._where.temporary else f"{last} (see {self._where.log(rank)})"
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # there may be nobody left to tell
             os.write(2, f"fluxres-start: {text}\n".encode())
+
+
+def last_words(text: str, config: str) -> str:
+    """Of a log since a broker was started: `: ` and why it ended, else the last line; `` where there is none.
+
+    Where another broker runs in its place, this says what can be done; `config` is where the configuration is.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if line.startswith(WORDS)), lines[-1] if lines else "")
+    taken = TAKEN.search(last)
+    if taken is not None:
+        last += (
+            f"; end it with kill {taken[1]}, or start only the brokers that are missing, each with "
+            f"fluxres-broker --config {config} --rank RANK"
+        )
+    return f": {last}" if last else ""
 
 
 def _name(rank: int) -> str:

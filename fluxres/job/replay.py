@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from fluxres.base.errors import FluxresError
+from fluxres.base.idset import IdSet
 from fluxres.base.jobid import JobId, f58
 from fluxres.exec.progress import decode, progress_key
 from fluxres.job import keys
@@ -34,7 +35,8 @@ class Replayed:
     """What the store had.
 
     `jobs` are the active ones, in order, and `requests` what the pending ones ask of the scheduler; `quarantined` the
-    ids of those that cannot be read, and `held` what they may hold; `last` is the highest jobid ever given.
+    ids of those that cannot be read, and `held` what they may hold; `last` is the highest jobid ever given. `farthest`
+    is the highest rank that an active job has something of, and that job; None where none has anything.
     """
 
     jobs: list[Job]
@@ -42,6 +44,7 @@ class Replayed:
     quarantined: frozenset[JobId]
     held: dict[JobId, ResourceSet]
     last: int
+    farthest: tuple[int, JobId] | None = None
 
 
 async def replay(kvs: Kvs) -> Replayed:
@@ -50,9 +53,10 @@ async def replay(kvs: Kvs) -> Replayed:
     jobs: list[Job] = []
     requests: dict[JobId, Request] = {}
     bad: dict[JobId, str] = {}
+    farthest: tuple[int, JobId] | None = None
     for count, jobid in enumerate(_ids(kvs, keys.ACTIVE_INDEX)):
         try:
-            job, request = _read(records, jobid)
+            job, request, ranks = _read(records, jobid)
         except (FluxresError, ValueError) as error:
             log.error("quarantining job %s: %s", f58(jobid), error)
             bad[jobid] = str(error)
@@ -61,6 +65,8 @@ async def replay(kvs: Kvs) -> Replayed:
                 jobs.append(job)
             if job.state & PENDING:
                 requests[jobid] = request
+            if ranks and (farthest is None or max(ranks) > farthest[0]):
+                farthest = (max(ranks), jobid)
         if count % BATCH == BATCH - 1:
             await trio.lowlevel.checkpoint()
     for jobid, why in bad.items():
@@ -77,20 +83,22 @@ async def replay(kvs: Kvs) -> Replayed:
         quarantined=quarantined,
         held={jobid: resources for jobid in quarantined if (resources := _held(records, jobid)) is not None},
         last=int(keys.from_index_name(newest[0])) if newest else 0,
+        farthest=farthest,
     )
 
 
-def _read(records: JobRecords, jobid: JobId) -> tuple[Job, Request]:
-    """One job with all that a restart needs of it, so that what cannot be read is found now."""
+def _read(records: JobRecords, jobid: JobId) -> tuple[Job, Request, IdSet]:
+    """One job with all that a restart needs of it, so that what cannot be read is found now; and the ranks it has."""
     job = records.job(jobid)
     request = records.jobspec(jobid).request()
+    ranks = IdSet()
     if job.allocated:
         ranks = records.resources(jobid).ranks()
         if job.needs_exec:
             records.start_request(job, reattach=True)
             for rank in ranks:
                 decode(records.read(progress_key(jobid, rank), f"progress record of {f58(jobid)} on rank {rank}"))
-    return job, request
+    return job, request, ranks
 
 
 def _held(records: JobRecords, jobid: JobId) -> ResourceSet | None:

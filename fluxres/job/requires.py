@@ -13,6 +13,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fluxres.base.json import JsonObject, JsonValue
 
 MAX_NESTING: Final = 32
@@ -35,6 +37,11 @@ def parse_requires(text: str) -> JsonObject:
     if reader.next is not None:
         raise reader.bad(f"{reader.next!r} is not expected here")
     return constraint
+
+
+def parse_all_requires(texts: Sequence[str]) -> JsonObject:
+    """The constraint that all of `texts`, at least one, say together; raises as `parse_requires` does."""
+    return _joined([parse_requires(text) for text in texts])
 
 
 class _Reader:

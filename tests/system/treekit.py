@@ -127,6 +127,15 @@ class Tree(Instance):
         path = self.log_path(rank)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
+    def resize(self, size: int) -> int:
+        """Have `size` brokers in the configuration from the next start on; returns how many there were."""
+        was, line = self.size, "size = {}\n".format
+        text = self._config.read_text(encoding="utf-8")
+        assert line(was) in text
+        self._config.write_text(text.replace(line(was), line(size)), encoding="utf-8")
+        self.size = size
+        return was
+
     # --- asking them
 
     def uri_of(self, rank: int) -> str:

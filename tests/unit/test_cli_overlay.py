@@ -256,7 +256,9 @@ def test_waiting_for_a_loss(run: Run, instance: Instance) -> None:
     lose(instance)
     assert run("status", "--wait=lost", "-r1", "--summary", "--timeout=0") == (0, "lost\n", "")
     assert [m.nodeid for m in instance.broker.messages if m.topic == "overlay.monitor"] == [0]
-    assert run("status", "--wait=lost")[0] == 2
+    status, _out, err = run("status", "--wait=lost")
+    assert status == 2
+    assert err.startswith("fluxres-overlay: cannot wait for rank 0 to be lost: it is the root, and has no parent ")
 
 
 def test_waiting_in_vain(run: Run, instance: Instance) -> None:

@@ -192,4 +192,16 @@ def test_refusals(run: Run, broker: FakeBroker) -> None:
     broker.on("resource.declare-lost", (errno.EBUSY, "online: rank 1"))
     assert run("resource", "declare-lost", "1")[2] == "fluxres-resource: cannot declare 1 lost: online: rank 1\n"
     assert run("resource", "drain", "-u", "-f", "1")[0] == 2
-    assert run("resource", "undrain")[0] == 2
+    for command in ("undrain", "declare-lost"):
+        status, _out, err = run("resource", command)
+        assert status == 2
+        assert "the following arguments are required: TARGETS (" in err
+    broker.on("resource.drain", (errno.EINVAL, "no targets are named"))
+    assert run("resource", "drain", "")[2] == "fluxres-resource: cannot drain '': no targets are named\n"
+
+
+def test_uri_after_the_subcommand(run: Run, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker.on("resource.undrain", {})
+    for argv in (["--uri", broker.uri, "undrain", "1"], ["undrain", "--uri", broker.uri, "1"]):
+        monkeypatch.setenv("FLUXRES_URI", "local:///nowhere")
+        assert run("resource", *argv) == (0, "", "")

@@ -65,6 +65,9 @@ def end(*_):
 signal.signal(signal.SIGTERM, end)
 if mode == "refuse":
     sys.exit("fluxres-broker: cannot use this")
+if mode == "taken":  # and the orphan that has it writes to the same log, before and after
+    with open(f"{rundir}/../lines") as lines:
+        sys.exit(lines.read())
 with open(f"{rundir}/../starts", "a") as file:
     file.write(f"{rank} {os.getpid()} {os.getsid(0) == os.getpid()}\\n")
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -167,6 +170,21 @@ def test_a_broker_that_refuses(start: Start, tmp_path: Path) -> None:
         "fluxres-broker: cannot use this\n",
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_the_last_words_are_those_of_the_broker_that_failed(start: Start, tmp_path: Path) -> None:
+    taken = "cannot use statedir /x/0: another broker (pid 77) is running on it"
+    (tmp_path / "lines").write_text(f"orphan: hello\nfluxres-broker: {taken}\n" + "orphan: lost rank 0\n" * 300)
+    run = tmp_path / "run"
+    assert finish(start("--statedir", str(tmp_path / "state"), "true", mode="taken")) == (
+        1,
+        "",
+        "fluxres-start: cannot start the instance: broker 0 exited with status 1 before it was online: "
+        f"fluxres-broker: {taken}; end it with kill 77, or start only the brokers that are missing, each with "
+        f"fluxres-broker --config {run}/fluxres.toml --rank RANK (see {run}/broker-0.log)\n",
+    )
+    (tmp_path / "lines").write_text("Traceback\n  oops\n")
+    assert "before it was online: oops (see " in finish(start("--statedir", f"{tmp_path}/state", "x", mode="taken"))[2]
 
 
 def test_a_broker_that_dies_is_started_again(start: Start, tmp_path: Path) -> None:

@@ -314,6 +314,8 @@ async def test_targets(tmp_path: Path) -> None:
             ("6", "there is no rank 6: the instance has 6 ranks"),
             ("", "no targets are named"),
             ("n9", "no rank is known to be on host n9"),
+            ("7-3", "cannot parse idset '7-3'"),
+            ("3,1", "cannot parse idset '3,1': '1' is out of order"),
             ("a[", "'a\\[' is neither an idset of ranks nor a hostlist"),
         ):
             with refused(errno.EINVAL, why):
