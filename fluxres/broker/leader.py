@@ -107,8 +107,8 @@ class Leader:
         if replayed.farthest is not None and replayed.farthest[0] >= size:
             rank, jobid = replayed.farthest
             raise Refusal(
-                f"cannot be an instance of {size} broker(s): job {f58(jobid)} has rank {rank}; start {rank + 1} or more, "
-                "and make the instance smaller when its jobs have ended"
+                f"cannot be an instance of {size} broker(s): job {f58(jobid)} has rank {rank}; "
+                f"start {rank + 1} or more, and make the instance smaller when its jobs have ended"
             )
         leader = cls(
             config=config,

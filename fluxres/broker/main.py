@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -26,6 +27,9 @@ from fluxres.broker.config import find_rank, load
 from fluxres.broker.loop import BrokerLoop
 from fluxres.broker.platform import LocalPlatform
 from fluxres.broker.statedir import Statedir
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 log = logging.getLogger("fluxres.broker")
 
@@ -76,8 +80,16 @@ def _fork(args: argparse.Namespace) -> int:
     return rank
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose wrong usage is one line and exit status 2, as that of `fluxres`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="fluxres-broker", description="Run one broker of a fluxres instance.")
+    parser = _Parser(prog="fluxres-broker", description="Run one broker of a fluxres instance.")
     parser.add_argument("--config", required=True, metavar="PATH", help="a TOML file, or a directory of them")
     parser.add_argument("--rank", type=int, metavar="N", help="which broker this is (default: by host name)")
     parser.add_argument("--on-panic", choices=("restart", "exit"), default="restart", help="what a panic does")

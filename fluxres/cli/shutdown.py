@@ -7,6 +7,9 @@ to be removed has been removed; by us, where a temporary instance has lost its `
 
 The lock's file holds the pid of its holder, which may be stale, and the pid another process's by now. So a signal goes
 through a pidfd, and only after the process behind it has been seen to hold the lock.
+
+A temporary instance cancels its jobs first, and waits for their end, but not for ever: what ranks that are away run, it
+cannot end. So rank 0 is asked all the time who is away with parts of jobs; where the wait was in vain, it is an error.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
-from fluxres.base.errors import FluxresError
+from fluxres.base.errors import FluxresError, ProtocolError, RpcError
 from fluxres.base.fsd import format_fsd, parse_fsd
-from fluxres.cli.common import Explain, argument, parser
-from fluxres.cli.instancedir import LOCK, LOCK_BYTES, remove_left
+from fluxres.base.idset import IdSet
+from fluxres.cli.common import Explain, argument, field, parser
+from fluxres.cli.instancedir import CONFIG, LOCK, LOCK_BYTES, remove_left
+from fluxres.cli.resource_set import parse_resources
 from fluxres.client import CallTimeout, Client, Disconnected, socket_path, wait_ended
 
 if TYPE_CHECKING:
@@ -29,6 +34,10 @@ if TYPE_CHECKING:
 
 POLL_EVERY: Final = 0.02
 """Seconds between looks at the lock."""
+ASK_EVERY: Final = 1.0
+"""Seconds between questions who is away."""
+IN_VAIN: Final = 15.0
+"""Seconds: rank 0 ends at once when all jobs have ended, and after 20 s where not."""
 NO_LOCK: Final = -1
 
 
@@ -46,27 +55,68 @@ def main(argv: list[str]) -> int:
     deadline = time.monotonic() + args.timeout
     with Client.connect(args.uri) as client:
         lock = _open_lock(client.uri)
-        if not _end_broker(client, deadline):
+        away = Away(temporary=lock != NO_LOCK and _is_temporary(client.uri))
+        if not _end_broker(client, deadline, away):
             _give_up(args.timeout)
-    if lock == NO_LOCK:
-        return 0
-    _tell_supervisor(lock)
-    while _is_locked(lock):
-        if time.monotonic() >= deadline:
-            _give_up(args.timeout)
-        time.sleep(POLL_EVERY)
-    remove_left(os.path.dirname(socket_path(client.uri)), lock)
+    if lock != NO_LOCK:
+        _tell_supervisor(lock)
+        while _is_locked(lock):
+            if time.monotonic() >= deadline:
+                _give_up(args.timeout)
+            time.sleep(POLL_EVERY)
+        remove_left(os.path.dirname(socket_path(client.uri)), lock)
+    away.check()
     return 0
 
 
-def _end_broker(client: Client, deadline: float) -> bool:
+class Away:
+    """Which ranks are away with parts of jobs, while a temporary instance cancels these."""
+
+    def __init__(self, *, temporary: bool) -> None:
+        self._temporary = temporary
+        self._ranks = IdSet()
+        self._begun = time.monotonic()
+
+    def ask(self, client: Client, deadline: float) -> None:
+        """Ask rank 0. Raises CallTimeout, Disconnected; where it does not tell, what it said before counts."""
+        if not self._temporary:
+            return
+        with contextlib.suppress(RpcError, ProtocolError, ValueError):
+            status = client.call("resource.status", {}, nodeid=0, timeout=_left(deadline))
+            scheduled = client.call("resource.sched-status", {}, nodeid=0, timeout=_left(deadline))
+            offline = IdSet.parse(field(status, "offline", str))
+            self._ranks = offline & parse_resources(field(scheduled, "allocated", dict)).ranks
+
+    def check(self) -> None:
+        """The instance has ended. Raises FluxresError where some of its jobs had not."""
+        if self._ranks and time.monotonic() - self._begun >= IN_VAIN:
+            raise FluxresError(
+                f"cannot cancel what runs on rank {self._ranks}: away when the instance was shut down, "
+                "and what is left of its jobs there may run on"
+            )
+
+
+def _is_temporary(uri: str) -> bool:
+    """Whether `fluxres start` has made the instance for as long as itself, by the configuration that it wrote."""
+    import tomllib
+
+    try:
+        with open(f"{os.path.dirname(socket_path(uri))}/{CONFIG}", "rb") as file:
+            broker = tomllib.load(file).get("broker")
+    except (OSError, ValueError):
+        return False  # it is another's, or being removed: nothing is known of it
+    return isinstance(broker, dict) and broker.get("temporary") is True
+
+
+def _end_broker(client: Client, deadline: float, away: Away) -> bool:
     """Have the instance shut down, and wait until the broker's process has ended; False at the deadline."""
     pidfd = client.broker_pidfd()
     try:
         with Explain("shut down"):
             client.call("broker.shutdown", {}, nodeid=0, timeout=_left(deadline))
-        while client.receive(_left(deadline)) is not None:
-            pass
+        while time.monotonic() < deadline:
+            away.ask(client, deadline)
+            client.receive(_left(min(deadline, time.monotonic() + ASK_EVERY)))
     except CallTimeout:
         return False
     except Disconnected:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import signal
 import socket
@@ -23,6 +22,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from fluxres.base.errors import FluxresError
+from fluxres.cli.last_words import last_words
 from fluxres.cli.supervisor import FORKER, SHUTDOWN_TIMEOUT, Do, Phase, Reports, describe
 
 if TYPE_CHECKING:
@@ -35,12 +35,6 @@ ENDING: Final = ((0.0, signal.SIGTERM), (1.0, signal.SIGHUP), (5.0, signal.SIGKI
 """How a COMMAND is ended whose instance ends: after seconds, by a signal (shells ignore SIGTERM)."""
 LOG_MAX: Final = 16 * 1024 * 1024
 """Bytes of a broker's log, above which its next start moves it to `.old`."""
-LAST_WORDS: Final = 65536
-"""Bytes at the end of a log, in which the reason for a broker's failure is looked for."""
-WORDS: Final = "fluxres-broker: "
-"""How a line begins in which a broker says why it ends. An orphan of an earlier start may write to the same log."""
-TAKEN: Final = re.compile(r"another broker \(pid (\d+)\) is running on it$")
-"""Why a broker ends whose statedir is in use."""
 MESSAGE_MAX: Final = 4096
 """Bytes of an sd_notify message."""
 REPORT_MAX: Final = 65536
@@ -354,31 +348,12 @@ class Supervision:
         rank = int(words[1])
         if rank not in self._log_start:
             return ""
-        with open(self._where.log(rank), "rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start[rank], size - LAST_WORDS))
-            last = last_words(log.read().decode(errors="replace"), self._where.config)
+        last = last_words(self._where.log(rank), self._log_start[rank], self._where.config)
         return last if self._where.temporary else f"{last} (see {self._where.log(rank)})"
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # there may be nobody left to tell
             os.write(2, f"fluxres-start: {text}\n".encode())
-
-
-def last_words(text: str, config: str) -> str:
-    """Of a log since a broker was started: `: ` and why it ended, else the last line; `` where there is none.
-
-    Where another broker runs in its place, this says what can be done; `config` is where the configuration is.
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if line.startswith(WORDS)), lines[-1] if lines else "")
-    taken = TAKEN.search(last)
-    if taken is not None:
-        last += (
-            f"; end it with kill {taken[1]}, or start only the brokers that are missing, each with "
-            f"fluxres-broker --config {config} --rank RANK"
-        )
-    return f": {last}" if last else ""
 
 
 def _name(rank: int) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from fluxres.base.errors import FluxresError
 from fluxres.job.resources import ResourceSet, deal, slots_per_target
 from fluxres.sched.constraint import ANY_RANK, Constraint, parse_constraint
-from fluxres.sched.pool import Request
+from fluxres.sched.request import Request
 
 if TYPE_CHECKING:
     from fluxres.base.json import JsonObject, JsonValue

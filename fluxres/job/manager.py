@@ -29,7 +29,8 @@ from fluxres.job.value import Job, JobState
 from fluxres.kvs.kvs import Kvs
 from fluxres.rpc.handle import Handle
 from fluxres.sched.policy import Decision, Denied
-from fluxres.sched.pool import Pool, PoolError, Request
+from fluxres.sched.pool import Pool, PoolError
+from fluxres.sched.request import Request
 from fluxres.sched.service import Scheduler
 from fluxres.wire.payload import WireMap
 

@@ -22,7 +22,7 @@ from fluxres.job.resources import ResourceSet
 from fluxres.job.value import PENDING, Job, JobState
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Put, Unlink
-from fluxres.sched.pool import Request
+from fluxres.sched.request import Request
 
 log = logging.getLogger("fluxres.job-manager")
 

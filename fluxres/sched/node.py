@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from fluxres.base.idset import IdSet
 
 if TYPE_CHECKING:
-    from fluxres.sched.pool import Request
+    from fluxres.sched.request import Request
 
 MAX_LOCAL_ID: Final = (1 << 16) - 1
 """The largest core or GPU id of one rank: an id is a bit of an integer here."""

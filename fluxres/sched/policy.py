@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from fluxres.sched.pool import Allocation, Pool, Request
+    from fluxres.sched.pool import Allocation, Pool
+    from fluxres.sched.request import Request
 
 MAX_DECISIONS_PER_ROUND: Final = 256
 """How many jobs one `schedule` call decides on at most: the event loop gets its turn between rounds."""

@@ -27,6 +27,7 @@ from fluxres.sched.constraint import ANY_RANK, Constraint, matches
 from fluxres.sched.node import NO_IDS as NO_IDS
 from fluxres.sched.node import Inventory as Inventory
 from fluxres.sched.node import Node, bits_of, ids_of, lowest, shown
+from fluxres.sched.request import Request
 
 MAX_CACHED_CONSTRAINTS: Final = 64
 """How many constraints the pool remembers the eligible ranks of."""
@@ -36,28 +37,6 @@ MAX_REMEMBERED: Final = 1024
 
 class PoolError(FluxresError):
     """A claim or release that does not agree with what the pool holds; nothing has changed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a job wants: `nslots` slots in all, spread evenly over `nnodes` nodes, or over any number of
-    them if 0.
-
-    `exclusive` takes whole nodes and needs `nnodes`. Raises ValueError for counts that make no sense.
-    """
-
-    nnodes: int = 0
-    nslots: int = 1
-    cores_per_slot: int = 1
-    gpus_per_slot: int = 0
-    exclusive: bool = False
-    constraint: Constraint = ANY_RANK
-
-    def __post_init__(self) -> None:
-        in_range = min(self.nnodes, self.gpus_per_slot) >= 0 and min(self.nslots, self.cores_per_slot) >= 1
-        uneven = self.nnodes and self.nslots % self.nnodes
-        if not in_range or uneven or (self.exclusive and not self.nnodes):
-            raise ValueError(f"cannot request resources: the counts do not fit together in {self}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

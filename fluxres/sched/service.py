@@ -11,7 +11,8 @@ from collections.abc import Callable
 import trio
 
 from fluxres.sched.policy import Decision, Policy
-from fluxres.sched.pool import Allocation, Pool, Request
+from fluxres.sched.pool import Allocation, Pool
+from fluxres.sched.request import Request
 
 
 class Scheduler:

@@ -55,10 +55,11 @@ class FakeBroker:
 
     def start(self) -> None:
         """Listen, in a thread."""
-        self.path.unlink(missing_ok=True)
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listening.bind(str(self.path))
+        new = self.path.with_name(f"{self.path.name}.next")
+        self._listening.bind(str(new))
         self._listening.listen()
+        new.rename(self.path)  # as a broker does: there is no moment without a socket
         self._ending = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -123,6 +123,8 @@ def test_single_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         out, err = capsys.readouterr()
         assert out == "3\n2\n"
         assert err == "fluxres-jobs: cannot find ƒ5: no such job\n"
+        assert jobs.main([*base, "f5"]) == 1
+        assert capsys.readouterr() == ("", "fluxres-jobs: cannot find ƒ5: no such job\n")
         assert jobs.main([*base, "--json", "f3"]) == 0
         assert json.loads(capsys.readouterr().out)["result"] == "FAILED"
         assert jobs.main([*base, "--json"]) == 0

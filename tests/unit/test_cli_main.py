@@ -56,6 +56,19 @@ def test_wrong_usage_is_one_line_and_2(argv: list[str], run: Run) -> None:
     assert err.count("\n") == 1
 
 
+def test_wrong_usage_of_the_broker_is_one_line_and_2(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from fluxres.broker.main import main as broker_main
+
+    monkeypatch.setattr("sys.argv", ["fluxres-broker", "--config=/x", "--rank=x"])
+    with pytest.raises(SystemExit) as ended:
+        broker_main()
+    assert ended.value.code == 2
+    said = "fluxres-broker: argument --rank: invalid int value: 'x' (see fluxres-broker --help)\n"
+    assert capfd.readouterr() == ("", said)
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

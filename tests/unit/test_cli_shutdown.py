@@ -10,12 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from fakebroker import FakeBroker
 
-from fluxres.cli.instancedir import remove_left
+from fluxres.base.errors import FluxresError
+from fluxres.cli import shutdown
+from fluxres.cli.instancedir import CONFIG, LOCK, remove_left
 from fluxres.cli.shutdown import _holds, _tell_supervisor
 from fluxres.client import Client, wait_ended
+
+if TYPE_CHECKING:
+    from fluxres.rpc.calls import Reply
+    from fluxres.wire.payload import WireMap
 
 PATIENCE = 60.0
 FLUXRES = [sys.executable, "-m", "fluxres.cli.main"]
@@ -143,6 +151,46 @@ def test_what_is_left_is_removed_only_by_whom_its_lock_says_so(tmp_path: Path, w
 
 
 # --- whom the signal goes to
+
+
+def resources(rank: str) -> WireMap:
+    children: WireMap = {"core": "0"}
+    return {"execution": {"R_lite": [{"rank": rank, "children": children}], "nodelist": [f"n[{rank}]"]}}
+
+
+@pytest.mark.parametrize(
+    ("config", "waited", "said"),
+    [
+        ("temporary = true", 0.0, "cannot cancel what runs on rank 2: "),
+        ("temporary = true", 600.0, ""),
+        ("temporary = false", 0.0, ""),
+        ("temporary", 0.0, ""),
+    ],
+)
+def test_jobs_that_could_not_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, waited: float, said: str
+) -> None:
+    monkeypatch.setattr(shutdown, "IN_VAIN", waited)
+    monkeypatch.setattr(shutdown, "ASK_EVERY", 0.01)
+    (tmp_path / LOCK).touch()
+    (tmp_path / CONFIG).write_text(f"[broker]\n{config}\n")
+    with FakeBroker(tmp_path / "local-0") as broker:
+        broker.on("broker.shutdown", {})
+        broker.on("resource.status", {"offline": "2-3"})
+        broker.on("resource.sched-status", {"allocated": resources("1-2")})
+        monkeypatch.setattr(shutdown, "wait_ended", lambda _pidfd, _timeout: True)
+        receive = Client.receive
+
+        def end_then(client: Client, timeout: float | None = None) -> Reply | None:
+            broker.cut()
+            return receive(client, timeout)
+
+        monkeypatch.setattr(Client, "receive", end_then)
+        if said:
+            with pytest.raises(FluxresError, match=f"^{said}"):
+                shutdown.main(["--uri", broker.uri])
+        else:
+            assert shutdown.main(["--uri", broker.uri]) == 0
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def test_a_broker_that_is_about_to_be_restarted_is_waited_for(broker: FakeBroker
 
     thread = threading.Thread(target=restart)
     thread.start()
-    with pytest.raises(FluxresError, match="refused .its broker is not online: it has ended, or waits for"):
+    with pytest.raises(FluxresError, match=r"refused \(its broker is not online: it has ended, or waits for"):
         Client.connect(broker.uri, restart_gap=0)
     refused.set()
     with Client.connect(broker.uri) as client:

@@ -13,7 +13,7 @@ from fluxres.base.json import JsonObject, JsonValue
 from fluxres.job.build import Facts, attribute_path, build_jobspec, set_dotted
 from fluxres.job.jobspec import parse_jobspec
 from fluxres.job.options import MAX_ENV_FILES, filter_environment, parse_keyval, parse_time_limit, parse_uri
-from fluxres.job.requires import MAX_NESTING, parse_requires
+from fluxres.job.requires import MAX_NESTING, parse_all_requires, parse_requires
 from fluxres.sched.constraint import parse_constraint
 
 FACTS = Facts(command=["app", "-x"], environment={"HOME": "/h"}, cwd="/d")
@@ -329,6 +329,13 @@ def test_requires(text: str, expected: JsonObject) -> None:
 def test_wrong_requires(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_requires(text)
+
+
+def test_all_requires() -> None:
+    assert parse_all_requires(["a|b", "c", "d"]) == parse_requires("(a|b) and c and d")
+    assert parse_all_requires(["a"]) == {"properties": ["a"]}
+    with pytest.raises(ValueError, match=r"^cannot parse constraint '\(\(': it ends too soon$"):
+        parse_all_requires(["a", "(("])
 
 
 def test_commands_do_not_import_what_is_slow() -> None:

@@ -14,7 +14,7 @@ from fluxres.base.json import JsonObject, JsonValue
 from fluxres.job.jobspec import MAX_COUNT, JobspecError, apply_updates, parse_jobspec
 from fluxres.job.resources import ResourceSet, ResourceSetError, Target
 from fluxres.sched.constraint import parse_constraint
-from fluxres.sched.pool import Request
+from fluxres.sched.request import Request
 
 CORE: JsonObject = {"type": "core", "count": 2}
 GPU: JsonObject = {"type": "gpu", "count": 1}

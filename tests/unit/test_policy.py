@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fluxres.base.idset import IdSet
 from fluxres.sched.policy import MIN_STALE_ENTRIES, Decision, Denied, Granted, Policy
-from fluxres.sched.pool import Allocation, Inventory, Pool, Request
+from fluxres.sched.pool import Allocation, Inventory, Pool
+from fluxres.sched.request import Request
 
 
 class CountingPool(Pool):

@@ -17,7 +17,8 @@ from fluxres.sched.constraint import (
     matches,
     parse_constraint,
 )
-from fluxres.sched.pool import Allocation, Inventory, Pool, PoolError, Request, Share
+from fluxres.sched.pool import Allocation, Inventory, Pool, PoolError, Share
+from fluxres.sched.request import Request
 
 
 def ids(text: str) -> IdSet:

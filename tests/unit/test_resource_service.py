@@ -31,7 +31,8 @@ from fluxres.overlay.errors import SubtreePanic
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.sched.policy import Decision, Granted
-from fluxres.sched.pool import Allocation, Pool, Request, Share
+from fluxres.sched.pool import Allocation, Pool, Share
+from fluxres.sched.request import Request
 from fluxres.sched.service import Scheduler
 from fluxres.wire.messages import Message, Role
 from fluxres.wire.payload import WireMap

@@ -25,7 +25,8 @@ from fluxres.job.resources import (
     slots_per_target,
     taskmap,
 )
-from fluxres.sched.pool import Allocation, Pool, Request, Share
+from fluxres.sched.pool import Allocation, Pool, Share
+from fluxres.sched.request import Request
 
 RFC_EXAMPLE: JsonObject = {
     "version": 1,
