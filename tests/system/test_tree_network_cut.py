@@ -31,6 +31,7 @@ from kit import eventually
 from netkit import Network, wait_log
 from treework import Work
 
+from fluxres.base.idset import IdSet
 from fluxres.job.value import JobState
 
 SIZE: Final = 4
@@ -179,7 +180,8 @@ def test_a_short_cut_is_no_loss(hosts: Hosts) -> None:
     work.wait_running()
     before = hosts.uuids()
     hosts.cut()
-    eventually(lambda: hosts.rpc("resource.status")["torpid"] == str(CHILD), what="a torpid rank")
+    torpid = str(IdSet(hosts.subtree(CHILD)))
+    eventually(lambda: hosts.rpc("resource.status")["torpid"] == torpid, what="torpid ranks")
     hosts.heal()
     eventually(lambda: hosts.rpc("resource.status")["torpid"] == "", what="a lively rank")
     assert hosts.uuids() == before
