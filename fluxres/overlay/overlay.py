@@ -78,7 +78,7 @@ class Overlay:
             settings=settings,
             joined=self._child_joined,
             left=self._child_left,
-            take=self._take_from_child,
+            take=self._take,
             is_endpoint=router.is_endpoint,
         )
         parent = topology.parent(self.rank)
@@ -92,7 +92,7 @@ class Overlay:
                 random=random,
                 joined=self._parent_joined,
                 left=self._parent_left,
-                take=self._take_from_parent,
+                take=self._take,
             )
         router.use_overlay(None, self._next_hop)
 
@@ -198,22 +198,17 @@ class Overlay:
         self._ranks.pop(link.id, None)
         self._told.pop(link.id, None)
 
-    def _take_from_child(self, link: Link, message: Message) -> None:
+    def _take(self, link: Link, message: Message) -> None:
+        """A message of a neighbour. Only children tell of their health, and only the parent ends the instance."""
         self._liveness.heard(link.id, trio.current_time())
+        is_parent = self.up is not None and link is self.up.link
         if message.type is not MessageType.CONTROL:
             self._router.receive(link, message)
         elif message.control == CREDIT:
             link.credit(message)
-        elif message.control == STATUS:
+        elif message.control == STATUS and not is_parent:
             self._set_health(link.rank, health_of(message))
-
-    def _take_from_parent(self, link: Link, message: Message) -> None:
-        self._liveness.heard(link.id, trio.current_time())
-        if message.type is not MessageType.CONTROL:
-            self._router.receive(link, message)
-        elif message.control == CREDIT:
-            link.credit(message)
-        elif message.control == SHUTDOWN:
+        elif message.control == SHUTDOWN and is_parent:
             self._shut_down()
 
     def _next_hop(self, rank: int) -> Link | None:

@@ -64,7 +64,6 @@ class Upstream:
         self._joined = joined
         self._left = left
         self._take = take
-        self._rank = hello.rank
         self._lost_because = ""
         self._passed_on = ""
         """The reason that the parent's kiss of death gave."""
@@ -177,7 +176,7 @@ class Upstream:
         finally:
             why = self._lost_because or why
             self.link = None
-            self._left(link, why, self._passed_on or f"subtree panic at rank {self._rank}: {why}")
+            self._left(link, why, self._passed_on or f"subtree panic at rank {self._hello.rank}: {why}")
         raise ParentLost(f"the parent, rank {welcome.rank}, is lost: {why}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +57,14 @@ class MakeNetwork(Protocol):
         ...
 
 
+def end_all(made: Sequence[Instance]) -> None:
+    """Kill what is left of all of them, and only then fail for what is in their logs."""
+    for each in made:
+        each.clean_up()
+    for each in made:
+        each.check_log()
+
+
 @pytest.fixture
 def make_instance(tmp_path: Path) -> Iterator[MakeInstance]:
     """Makes instances; at the end all their processes are killed and their logs checked."""
@@ -74,10 +82,7 @@ def make_instance(tmp_path: Path) -> Iterator[MakeInstance]:
         return made[-1]
 
     yield make
-    for instance in made:
-        instance.clean_up()
-    for instance in made:
-        instance.check_log()
+    end_all(made)
 
 
 @pytest.fixture
@@ -92,10 +97,7 @@ def make_tree(tmp_path: Path) -> Iterator[MakeTree]:
         return made[-1]
 
     yield make
-    for tree in made:
-        tree.clean_up()
-    for tree in made:
-        tree.check_log()
+    end_all(made)
 
 
 @pytest.fixture
@@ -116,10 +118,7 @@ def make_network(tmp_path: Path) -> Iterator[MakeNetwork]:
         return made[-1]
 
     yield make
-    for network in made:
-        network.clean_up()
-    for network in made:
-        network.check_log()
+    end_all(made)
 
 
 @pytest.fixture
