@@ -16,22 +16,7 @@ from typing import TYPE_CHECKING, Final
 from fluxres.base.errors import FluxresError
 from fluxres.base.fsd import format_fsd, parse_fsd
 from fluxres.cli.common import Explain, UsageError, argument, parser, subcommands, take_uri
-from fluxres.cli.overlay_tree import (
-    GONE,
-    STATES,
-    Failed,
-    Report,
-    Seen,
-    Style,
-    as_json,
-    assemble,
-    describe,
-    draw,
-    failed,
-    parse_report,
-    without_full,
-    worth_asking,
-)
+from fluxres.cli.overlay_tree import Style, as_json, describe, draw, without_full
 from fluxres.cli.ranks import (
     Hosts,
     check_rank,
@@ -43,6 +28,17 @@ from fluxres.cli.ranks import (
     rank_number,
 )
 from fluxres.client import Client
+from fluxres.overlay.report import (
+    GONE,
+    STATES,
+    Failed,
+    Report,
+    Seen,
+    assemble,
+    failed,
+    parse_report,
+    worth_asking,
+)
 from fluxres.session import Session
 
 if TYPE_CHECKING:

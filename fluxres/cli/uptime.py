@@ -65,8 +65,8 @@ def _counts(client: Client, size: int) -> str:
 def _lost(client: Client, size: int) -> int:
     """How many ranks are lost, or behind one that is; 0 where the tree does not tell."""
     from fluxres.cli.overlay import TIMEOUT, Gather
-    from fluxres.cli.overlay_tree import LOST, assemble
     from fluxres.cli.ranks import get_topology
+    from fluxres.overlay.report import LOST, assemble
 
     try:
         topology = get_topology(client.call, size)

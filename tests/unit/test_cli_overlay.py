@@ -14,8 +14,9 @@ from fakebroker import Answer, FakeBroker
 
 from fluxres.base.errors import ProtocolError
 from fluxres.cli.main import main
-from fluxres.cli.overlay_tree import Failed, Report, Style, assemble, draw, without_full
+from fluxres.cli.overlay_tree import Style, draw, without_full
 from fluxres.cli.ranks import Hosts
+from fluxres.overlay.report import Failed, Report, assemble
 from fluxres.overlay.topology import Topology
 from fluxres.wire.messages import Message
 from fluxres.wire.payload import WireMap
