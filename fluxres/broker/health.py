@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from fluxres.base.meter import QUICK, Histogram
 from fluxres.rpc.server import Request, Service
 from fluxres.wire.payload import WireMap
 
@@ -36,6 +37,8 @@ class StallMeter:
 
     def __init__(self) -> None:
         self.worst = 0.0
+        self.late = Histogram(QUICK)
+        """How late it was at each tick."""
         self._recent: list[float] = []
 
     @property
@@ -50,6 +53,7 @@ class StallMeter:
             await trio.sleep_until(due)
             late = trio.current_time() - due
             self.worst = max(self.worst, late)
+            self.late.observe(late)
             self._recent = [*self._recent[1 - RECENT :], late]
 
 

@@ -82,7 +82,7 @@ class Ingest:
                 hit("submit-answer.before")
                 request.respond({"id": int(jobid)})
                 hit("submit-answer.after")
-                self._manager.take_in(job)
+                self._manager.take_in(job, events)
             elif (earlier := self._known(request.userid, ask.key)) is not None:
                 request.respond({"id": int(earlier)})
             else:

@@ -38,6 +38,8 @@ log = logging.getLogger("fluxres.job-manager")
 
 Told = tuple[object, object, object]
 """Type, severity and note of an exception."""
+Listener = Callable[[Job, Sequence[Event]], None]
+"""Told of a job as it is now, durably, and of the events that have just made it so."""
 
 EXEC_GONE: Final = frozenset({errno.ENOSYS, errno.ENOTRECOVERABLE})
 """Errors that tell nothing of the job: job-exec itself has ended, or has a bug."""
@@ -63,6 +65,7 @@ class Manager:
         self._now = now
         self._statedir_of = statedir_of
         self._nursery: trio.Nursery | None = None
+        self._listeners: list[Listener] = []
         self._executing: set[JobId] = set()
         self._found: set[JobId] = set()
         """Jobs that had resources already in the life before: their shells may be there."""
@@ -86,11 +89,36 @@ class Manager:
             finally:
                 self._nursery = None
 
+    # --- who watches
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` of each change of a job as soon as it is durable, until `unlisten`.
+
+        It must not raise: an error is only logged, for no job is to suffer from being watched.
+        A job that is submitted comes with the events of its submission; one of a life before, which is taken up, with
+        none; one that ends with its last, for the last time, while the ledger does not have it any more.
+        """
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Do not call `listener` any more. Raises ValueError where it does not listen."""
+        self._listeners.remove(listener)
+
+    def _tell(self, job: Job, events: Sequence[Event]) -> None:
+        for listener in self._listeners:
+            try:
+                listener(job, events)
+            except Exception:
+                names = ", ".join(event.name for event in events) or "taken up"
+                log.exception("job %s: one who watches it could not be told: %s", f58(JobId(job.id)), names)
+
     # --- what the services ask for
 
-    def take_in(self, job: Job) -> None:
-        """A job's submission is durable."""
-        self._pay(self.ledger.add(job))
+    def take_in(self, job: Job, events: Sequence[Event]) -> None:
+        """A job's submission is durable: `events` are those that it began with."""
+        entry = self.ledger.add(job)
+        self._tell(job, events)
+        self._pay(entry)
 
     def raise_exception(
         self,
@@ -118,6 +146,7 @@ class Manager:
             self._claim(jobid, resources)
         entries = [self.ledger.add(job) for job in replayed.jobs]
         for entry in entries:
+            self._tell(entry.durable, ())
             if entry.durable.allocated:
                 jobid = JobId(entry.durable.id)
                 self.records.remember_resources(jobid, self.records.resources(jobid))
@@ -166,6 +195,7 @@ class Manager:
             return  # this incarnation is over: the next one owes the same
         job = entry.durable
         jobid = JobId(job.id)
+        self._tell(job, events)
         if job.state is not JobState.SCHED and jobid in self.scheduler:
             self.scheduler.cancel(jobid)
         for event in events:

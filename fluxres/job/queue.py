@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from fluxres.base.json import JsonObject
 from fluxres.job.ingest import Ingest
 from fluxres.job.manager import Manager
 from fluxres.kvs.kvs import Kvs
@@ -53,6 +54,13 @@ class Queue:
         service.method("queue-list", lambda _: {"queues": []})
         service.deferred("queue-enable", self._enable)
         service.deferred("queue-start", self._start)
+
+    def document(self) -> JsonObject:
+        """As the status feed shows it: enabled, started, and the reason where it is not both."""
+        state = self._state
+        reasons = [each for each in (state.disable_reason, state.stop_reason) if each]
+        document: JsonObject = {"enabled": state.enable, "started": state.start}
+        return {**document, "reason": "; ".join(reasons)} if reasons else document
 
     def _status(self, request: Request) -> WireMap:
         status: WireMap = {"enable": self._state.enable, "start": self._state.start}

@@ -26,6 +26,7 @@ import trio
 
 from fluxres.base.errors import RpcError
 from fluxres.kvs.keys import ROOT
+from fluxres.kvs.meters import StoreMeters, StoreSize
 from fluxres.kvs.ops import Append, Chunk, CommitResult, DirEntry, NamespaceInfo, Op, Put, StoreFailed
 from fluxres.kvs.reader import MAX_LISTED, READ_BYTES, Place, Reader
 from fluxres.kvs.schema import close_store, open_store
@@ -111,10 +112,15 @@ class Kvs:
                     self._wake_version(touched.namespace)
             for namespace in pending.result.versions if pending.result else ():
                 self._wake_version(namespace)
+        meters, now = self._writer.meters, trio.current_time()
         for pending in finished:
             self._queued_bytes -= pending.size
             self._queued_commits -= 1
             if pending.result is not None:
+                if pending.result.error is None:
+                    meters.commits.observe(now - pending.since)
+                else:
+                    meters.failed += 1
                 pending.done(pending.result)
 
     def _wake_version(self, namespace: str) -> None:
@@ -128,6 +134,21 @@ class Kvs:
     def queued_bytes(self) -> int:
         """Bytes of commits under way: senders of the instance's own records bound themselves by it."""
         return self._queued_bytes
+
+    @property
+    def queued_commits(self) -> int:
+        """Commits under way."""
+        return self._queued_commits
+
+    @property
+    def held_commits(self) -> int:
+        """Those of them that wait for room on the disk."""
+        return self._writer.held
+
+    @property
+    def meters(self) -> StoreMeters:
+        """What was measured of the commits."""
+        return self._writer.meters
 
     def submit(self, ops: Sequence[Op], done: Callable[[CommitResult], None], *, hold: bool = False) -> None:
         """Queue a commit, without waiting; `done` is called in the Trio thread when it has ended.
@@ -143,11 +164,12 @@ class Kvs:
             size += OP_BYTES + (len(op.data) if isinstance(op, (Put, Append)) else 0)
         refusal = self._refuse(len(ops), size, hold=hold)
         if refusal is not None:
+            self._writer.meters.failed += 1
             trio.lowlevel.current_trio_token().run_sync_soon(done, refusal)
             return
         self._queued_bytes += size
         self._queued_commits += 1
-        self._writer.put(Pending(ops, size, hold, done))
+        self._writer.put(Pending(ops, size, hold, done, trio.current_time()))
 
     def _refuse(self, count: int, size: int, *, hold: bool) -> CommitResult | None:
         if self._state is State.CLOSED:
@@ -229,6 +251,10 @@ class Kvs:
     def version(self, namespace: str) -> int:
         """The version of a namespace: how many commits have changed it. Raises RpcError ENOENT."""
         return self.namespace(namespace).version
+
+    def size(self) -> StoreSize:
+        """What the store takes on the disk. Raises RpcError EIO."""
+        return self._reader.size()
 
     # --- waiting
 

@@ -9,6 +9,7 @@ store.
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Final
 
 from fluxres.base.errors import RpcError
 from fluxres.kvs.keys import ROOT, check_namespace, join, normalise, shown, split
+from fluxres.kvs.meters import StoreSize
 from fluxres.kvs.ops import Chunk, DirEntry, Kind, NamespaceInfo
 from fluxres.kvs.tree import MAX_LINKS
 
@@ -79,6 +81,18 @@ class Reader:
                     self._db.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise RpcError(errno.EIO, f"cannot read the store: {error}") from error
+
+    def size(self) -> StoreSize:
+        """What the store takes on the disk."""
+        with self.snapshot():
+            words = ("page_size", "page_count", "freelist_count")
+            page, pages, free = (int(self._db.execute(f"PRAGMA {word}").fetchone()[0]) for word in words)
+            path = str(self._db.execute("PRAGMA database_list").fetchone()[2])
+        try:
+            log = os.stat(f"{path}-wal").st_size
+        except OSError:
+            log = 0  # there is none: the last one to close has just moved it, or the store is in memory
+        return StoreSize(used=(pages - free) * page, free=free * page, log=log)
 
     def namespace(self, name: str) -> NamespaceInfo | None:
         """The namespace `name`, None where there is none."""

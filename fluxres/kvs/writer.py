@@ -35,6 +35,7 @@ from typing import Final
 import trio
 
 from fluxres.base.errors import RpcError
+from fluxres.kvs.meters import StoreMeters
 from fluxres.kvs.ops import CommitResult, Op, StoreFailed
 from fluxres.kvs.schema import is_full, primary_code
 from fluxres.kvs.store import Applied, Store
@@ -58,12 +59,13 @@ NO_ROOM: Final = "cannot commit: no space left on the disk of the store"
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A commit on its way: `size` is what it counts for in the queue."""
+    """A commit on its way: `size` is what it counts for in the queue, `since` when it was put there (Trio's clock)."""
 
     ops: Sequence[Op]
     size: int
     hold: bool
     done: Callable[[CommitResult], None]
+    since: float
     result: CommitResult | None = None
     touched: list[Touch] = field(default_factory=list)
 
@@ -90,8 +92,14 @@ class Writer:
         self._no_room = False
         """Whether the last transaction found no room."""
         self._worker = Worker()
+        self.meters = StoreMeters()
         self._rows = store.changes
         self._bytes = 0
+
+    @property
+    def held(self) -> int:
+        """Commits that wait for room on the disk."""
+        return self._held
 
     def put(self, pending: Pending) -> None:
         """Queue a commit."""
@@ -193,7 +201,7 @@ class Writer:
 
     async def _transaction(self, group: Sequence[Pending]) -> None:
         """One transaction; afterwards every commit of it has a result. Raises _NoRoom, StoreFailed."""
-        store = self._store
+        store, begun = self._store, trio.current_time()
         try:
             store.begin()
             results = [self._apply(pending) for pending in group]
@@ -207,6 +215,7 @@ class Writer:
                 pending.result = _broken(pending, error)
             return
         await self._commit()
+        self.meters.transactions.observe(trio.current_time() - begun)
         for pending, result in zip(group, results, strict=True):
             if isinstance(result, Applied):
                 pending.result = CommitResult(result.versions)

@@ -57,6 +57,11 @@ class Liveness:
         self._ticked: float | None = None
         self._late = False
 
+    @property
+    def torpid(self) -> int:
+        """How many peers are torpid."""
+        return sum(peer.torpid for peer in self._peers.values())
+
     def watch(self, peer: str, now: float) -> None:
         """Watch `peer` from now on, as one just heard."""
         self._peers[peer] = _Peer(self._count(now))

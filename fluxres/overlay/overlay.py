@@ -28,6 +28,7 @@ from fluxres.overlay.link import Link
 from fluxres.overlay.liveness import Change, Liveness
 from fluxres.overlay.settings import TbonSettings
 from fluxres.overlay.topology import Topology
+from fluxres.overlay.traffic import Traffic
 from fluxres.overlay.transport import Transport
 from fluxres.overlay.upstream import Upstream
 from fluxres.rpc.router import Router
@@ -69,6 +70,10 @@ class Overlay:
         """The rank of each peer, by its uuid."""
         self._told: dict[str, int] = {}
         """How many messages each link had sent at the last heartbeat."""
+        self.lost = 0
+        """How often a child was lost."""
+        self._past = Traffic()
+        """What went over the links of children that are gone."""
         self.health = Subtree(topology.children(self.rank), trio.current_time())
         self.changed = trio.Event()
         """Set and replaced whenever a child's health, or presence, changes."""
@@ -184,6 +189,8 @@ class Overlay:
     def _child_left(self, child: Child) -> None:
         rank = child.link.rank
         self._forget(child.link)
+        self._past.add(child.link)
+        self.lost += not child.left
         log.log(logging.INFO if child.left else logging.WARNING, "rank %d is lost: %s", rank, child.why)
         self._router.remove_endpoint(child.link, f"rank {rank} is lost: {child.why}")
         self._set_health(rank, Health.OFFLINE if child.left else Health.LOST)
@@ -245,6 +252,16 @@ class Overlay:
             "duration": now - self.health.since,
             "children": [*children],
         }
+
+    @property
+    def torpid(self) -> int:
+        """How many neighbours are torpid."""
+        return self._liveness.torpid
+
+    def traffic(self) -> tuple[Traffic, Traffic]:
+        """What went over the links to the parent, and over those to children, in this incarnation."""
+        up = [self.up.link] if self.up is not None and self.up.link is not None else []
+        return Traffic().plus(up), self._past.plus(child.link for child in self.down.online.values())
 
     # --- heartbeats
 

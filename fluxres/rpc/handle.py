@@ -94,6 +94,11 @@ class Handle:
     def hop(self) -> None:
         """A handle is at home: it leads to no other broker."""
 
+    @property
+    def under_way(self) -> int:
+        """How many of its calls have not ended, those that nobody waits for any more included."""
+        return len(self._calls)
+
     def close(self) -> None:
         """Withdraw the handle: its requests are cancelled, and whoever still waits gets RpcError ECONNRESET."""
         self._closed = True

@@ -159,6 +159,8 @@ class Service:
         """Requests that want a response and whose handler does not answer at once."""
         self._silent: ByRequest[Request] = ByRequest()
         """Requests in a task that want no response; they have numbers for matchtags."""
+        self.taken = 0
+        """Requests that have come, whatever became of them."""
         self._numbers = count()
         self._nursery: trio.Nursery | None = None
         self.method("ping", lambda request: request.payload)
@@ -200,6 +202,11 @@ class Service:
 
     # --- health
 
+    @property
+    def under_way(self) -> int:
+        """How many requests want a response, and have not had their last."""
+        return len(self._open)
+
     def waiting(self) -> list[Request]:
         """The requests that have had no response at all yet, oldest first."""
         return [request for request in self._open.values() if not request.begun]
@@ -214,6 +221,7 @@ class Service:
     def dispatch(self, message: Message) -> None:
         """Take a request from the router."""
         name = message.method
+        self.taken += 1
         if _is_reserved(name):
             if name == "disconnect":
                 self.disconnected(message.route)

@@ -109,6 +109,10 @@ class Tracker:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def over(self, hop: str) -> int:
+        """How many requests are under way over one hop."""
+        return len(self._over.get(hop, ()))
+
     def sent(self, hop: str, asked: Message) -> bool:
         """Note that the request `asked` goes out over `hop`. One that wants no response is not kept.
 

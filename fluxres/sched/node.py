@@ -26,6 +26,19 @@ class Inventory:
     properties: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How much of one rank is in use. What jobs hold of what it no longer has counts as used."""
+
+    cores: int
+    cores_used: int
+    gpus: int
+    gpus_used: int
+    torpid: bool
+    usable: bool
+    """Whether it is given to jobs: it is up, not drained and not torpid."""
+
+
 class Node:
     """One rank of the pool; ids are bits. Free ones are always among its own, used ones need not be."""
 

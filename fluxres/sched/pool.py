@@ -17,7 +17,7 @@ requests mean.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ from fluxres.sched.constraint import ANY_RANK, Constraint, matches
 from fluxres.sched.node import NO_IDS as NO_IDS
 from fluxres.sched.node import Inventory as Inventory
 from fluxres.sched.node import Node, bits_of, ids_of, lowest, shown
+from fluxres.sched.node import Usage as Usage
 from fluxres.sched.request import Request
 
 MAX_CACHED_CONSTRAINTS: Final = 64
@@ -84,6 +85,7 @@ class Pool:
         """The sum of them."""
         self._unsatisfiable: dict[Request, str | None] = {}
         self._eligible: dict[Constraint, tuple[Node, ...]] = {}
+        self._listeners: list[Callable[[int], None]] = []
         for each in inventory:
             self.add(each)
 
@@ -104,6 +106,14 @@ class Pool:
             raise PoolError(f"cannot replace rank {inventory.rank} in the resource pool: it is not there")
         node.define(inventory)
         self._changed(inventory.rank)
+
+    def listen(self, listener: Callable[[int], None]) -> None:
+        """Call `listener` with each rank whose inventory or use may have changed, until `unlisten`."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[int], None]) -> None:
+        """Do not call `listener` any more. Raises ValueError where it does not listen."""
+        self._listeners.remove(listener)
 
     def _changed(self, rank: int) -> None:
         self._eligible.clear()
@@ -163,6 +173,8 @@ class Pool:
             self._free[rank] = free
         else:
             self._free.pop(rank, None)
+        for listener in self._listeners:
+            listener(rank)
 
     # -- taking and giving back
 
@@ -263,6 +275,20 @@ class Pool:
         """Whether `rank` carries an allocation."""
         node = self._nodes.get(rank)
         return node is not None and bool(node.used_cores or node.used_gpus)
+
+    def usage(self, rank: int) -> Usage | None:
+        """How much of `rank` is in use; None where it is not in the pool."""
+        node = self._nodes.get(rank)
+        if node is None:
+            return None
+        return Usage(
+            cores=node.cores.bit_count(),
+            cores_used=node.used_cores.bit_count(),
+            gpus=node.gpus.bit_count(),
+            gpus_used=node.used_gpus.bit_count(),
+            torpid=rank in self._torpid,
+            usable=rank in self._usable,
+        )
 
     def usable_ranks(self) -> IdSet:
         """The ranks that are up, not drained and not torpid."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import trio.testing
 from kvskit import OWNER, running_kvs
 
 from fluxres.base.errors import FluxresError
-from fluxres.base.eventlog import decode
+from fluxres.base.eventlog import Event, decode
 from fluxres.base.idset import IdSet
 from fluxres.base.jobid import FluidClock, JobId
 from fluxres.base.json import JsonObject
@@ -20,11 +20,11 @@ from fluxres.exec.progress import progress_key
 from fluxres.job import keys
 from fluxres.job.build import Facts, build_jobspec
 from fluxres.job.ingest import Ingest
-from fluxres.job.manager import Manager
+from fluxres.job.manager import Listener, Manager
 from fluxres.job.queue import Queue
 from fluxres.job.replay import replay
 from fluxres.job.requests import JobRequests
-from fluxres.job.value import JobState
+from fluxres.job.value import Job, JobState
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Mkdir, Put, Unlink
 from fluxres.rpc.handle import Handle
@@ -120,10 +120,14 @@ class Life:
 
 
 @asynccontextmanager
-async def life(path: Path, cores: IdSet = BOTH, ranks: int = 1) -> AsyncIterator[Life]:
+async def life(
+    path: Path, cores: IdSet = BOTH, ranks: int = 1, listener: Listener | None = None
+) -> AsyncIterator[Life]:
     async with running_kvs(path / "kvs.sqlite") as kvs:
         replayed = await replay(kvs)
         made = Life(kvs, FluidClock(0, 1, replayed.last), cores, ranks)
+        if listener is not None:
+            made.manager.listen(listener)
         async with trio.open_nursery() as nursery:
             for service in made.services:
                 await nursery.start(service.run)
@@ -413,3 +417,39 @@ async def test_a_bad_jobspec_is_refused_by_its_path(tmp_path: Path) -> None:
         with pytest.raises(RpcError, match="cannot accept jobspec: "):
             await now.submit_object({"version": 1, "tasks": "ls"}, "k")
         assert len(now.manager.ledger) == 0
+
+
+async def test_a_listener_with_a_bug_harms_no_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def listen(job: Job, events: Sequence[Event]) -> None:
+        raise KeyError(job.id)
+
+    async with life(tmp_path) as now:
+        now.manager.listen(listen)
+        await now.run_through(await now.submit())
+    assert "could not be told: submit" in caplog.text
+
+
+async def test_a_listener_is_told_of_every_durable_event_and_of_jobs_taken_up(tmp_path: Path) -> None:
+    told: list[tuple[JobState, list[str]]] = []
+
+    def listen(job: Job, events: Sequence[Event]) -> None:
+        told.append((job.state, [event.name for event in events]))
+
+    async with life(tmp_path) as now:
+        now.manager.listen(listen)
+        jobid = await now.submit()
+        await now.until(lambda: jobid in now.exec.started)
+        now.exec.say(jobid, "start")
+        await now.until(lambda: "start" in now.events(jobid))
+        first = list(told)
+    assert first == [(JobState.SCHED, WHOLE[:4]), (JobState.RUN, ["alloc"]), (JobState.RUN, ["start"])]
+    told.clear()
+    async with life(tmp_path, listener=listen) as later:
+        await later.run_through(jobid)
+        assert told[0] == (JobState.RUN, [])
+        assert [name for _, names in told for name in names] == ["flux-restart", *WHOLE[6:]]
+        assert told[-1][0] is JobState.INACTIVE
+        later.manager.unlisten(listen)
+        count = len(told)
+        await later.run_through(await later.submit("other"))
+        assert len(told) == count

@@ -17,7 +17,7 @@ from fluxres.sched.constraint import (
     matches,
     parse_constraint,
 )
-from fluxres.sched.pool import Allocation, Inventory, Pool, PoolError, Share
+from fluxres.sched.pool import Allocation, Inventory, Pool, PoolError, Share, Usage
 from fluxres.sched.request import Request
 
 
@@ -423,3 +423,25 @@ def test_constraint_depth_is_bounded() -> None:
     assert parse_constraint(nested) != ANY_RANK  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nested deeper than"):
         parse_constraint({"and": [nested]})  # type: ignore[list-item]
+
+
+def test_a_listener_hears_of_every_rank_that_changes_and_usage_tells_how() -> None:
+    pool = Pool([Inventory(rank=rank, host=f"n{rank}", cores=IdSet(range(4)), gpus=IdSet([0])) for rank in range(2)])
+    heard: list[int] = []
+    pool.listen(heard.append)
+    pool.set_up(IdSet([0, 1]))
+    assert heard == [0, 1]
+    taken = pool.allocate(Request(nslots=3, cores_per_slot=1))
+    assert taken is not None
+    assert heard[2:] == [*taken.ranks()]
+    (rank,) = taken.ranks()
+    assert pool.usage(rank) == Usage(cores=4, cores_used=3, gpus=1, gpus_used=0, torpid=False, usable=True)
+    pool.set_torpid(IdSet([rank]))
+    usage = pool.usage(rank)
+    assert usage is not None
+    assert (usage.torpid, usage.usable) == (True, False)
+    pool.unlisten(heard.append)
+    count = len(heard)
+    pool.release(taken)
+    assert len(heard) == count
+    assert pool.usage(7) is None
