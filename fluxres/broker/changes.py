@@ -9,7 +9,7 @@ change is done on top of all before it, and is answered when it is durable:
                        └── under way ── durable: applied, answered │ failed: answered with the error, nothing changed
 
 Who is online is a fact and no change: its events (online, offline, torpid, lively) are only logged, and where there is
-no room for them the broker's log says so.
+no room for them the broker's log says so. An event that has to get into the eventlog is a change (`Draft.log`).
 
 The eventlog is flux-core's: resource-define, drain, undrain, and what its journal adds to them. It is cut back when a
 life of rank 0 finds it longer than `MAX_LOG`.
@@ -28,6 +28,7 @@ import msgspec
 from fluxres.base.errors import RpcError
 from fluxres.base.eventlog import Event, encode
 from fluxres.base.idset import IdSet
+from fluxres.base.json import JsonObject
 from fluxres.broker.drain import DRAIN_KEY, Drains, Mode
 from fluxres.broker.inventory import Record, Records, rank_key
 from fluxres.kvs.kvs import Kvs
@@ -99,6 +100,11 @@ class Draft:
         if undrained:
             self._drain_event("undrain", IdSet([rank]), "back online, and what ran there is dealt with", Mode.UPDATE)
 
+    def log(self, name: str, context: JsonObject) -> None:
+        """Log an event, which has to become durable."""
+        self.events.append(Event(self.now, name, context))
+        self.steps += 1
+
     def ops(self) -> list[Op]:
         """What to commit."""
         ops: list[Op] = [Put(PRIMARY, rank_key(rank), msgspec.json.encode(r)) for rank, r in self.records.items()]
@@ -132,7 +138,8 @@ class Changes:
         self._now = now
         self._apply = apply
         self._waiting: deque[tuple[Change, Done]] = deque()
-        self._facts: list[tuple[str, set[int]]] = []
+        self._facts: list[tuple[str, str, set[int]]] = []
+        """Name, reason, ranks."""
         self._under_way = False
 
     def put(self, change: Change, done: Done) -> None:
@@ -143,11 +150,11 @@ class Changes:
         self._waiting.append((change, done))
         self._go_on()
 
-    def note(self, name: str, rank: int) -> None:
+    def note(self, name: str, rank: int, reason: str = "") -> None:
         """Log that `rank` is online, offline, torpid or lively; neighbours of one kind become one event."""
-        if not self._facts or self._facts[-1][0] != name:
-            self._facts.append((name, set()))
-        self._facts[-1][1].add(rank)
+        if not self._facts or self._facts[-1][:2] != (name, reason):
+            self._facts.append((name, reason, set()))
+        self._facts[-1][2].add(rank)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -158,7 +165,7 @@ class Changes:
         """Make one batch of what waits, and commit it."""
         self._under_way = True
         draft = Draft(self.records, self.drains, self._now())
-        draft.events += [Event(draft.now, name, {"idset": str(IdSet(ranks))}) for name, ranks in self._facts]
+        draft.events += [_fact(draft.now, *fact) for fact in self._facts]
         self._facts.clear()
         taken: list[tuple[Done, bool]] = []
         while self._waiting and len(taken) < MAX_BATCH:
@@ -191,6 +198,11 @@ class Changes:
         self._under_way = False
         for done, needed in taken:
             done(error if needed else None)
+
+
+def _fact(now: float, name: str, reason: str, ranks: set[int]) -> Event:
+    why: JsonObject = {"reason": reason} if reason else {}
+    return Event(now, name, {"idset": str(IdSet(ranks)), **why})
 
 
 def cut_back(eventlog: bytes) -> bytes:

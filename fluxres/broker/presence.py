@@ -5,25 +5,27 @@ online. There is no way back: when the stream ends, for whatever reason, the inc
 learns that rank 0, or a broker on the way to it, was lost, and RPC tracking tells rank 0 of it in the same way.
 
 While ASKING, refusals that pass by themselves (`RETRYABLE`) are waited out here, and what rank 0 cannot take from us
-(`FINAL`) is for a person to mend.
+(`FINAL`) is for a person to mend. A rank that is shut down says `resource.goodbye` before it goes, so that rank 0 does
+not wait for it; a rank 0 that does not know the topic drops it.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+from dataclasses import dataclass
 from typing import Final, cast
 
 import msgspec
 import trio
 
 from fluxres.base.errors import Refusal, RpcError
-from fluxres.exec.ranks import Presence
+from fluxres.exec.ranks import MAX_WHY, LastLife, Presence
 from fluxres.overlay.errors import SubtreePanic
 from fluxres.rpc.handle import Handle
 from fluxres.wire.payload import WireMap
 
-__all__ = ["Presence", "keep"]
+__all__ = ["Ending", "Presence", "keep", "say_goodbye"]
 
 log = logging.getLogger("fluxres.broker")
 
@@ -36,16 +38,37 @@ RETRY_MAX: Final = 10.0
 """Seconds between two attempts to join; doubling from the one to the other."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an incarnation that was online ended: when, by Trio's clock, and why."""
+
+    at: float
+    why: str
+
+    def told(self) -> LastLife:
+        """As rank 0 is told of it now."""
+        return LastLife(ago=max(0.0, trio.current_time() - self.at), why=self.why[:MAX_WHY])
+
+
+def say_goodbye(handle: Handle, rank: int, uuid: str) -> None:
+    """Tell rank 0 that this incarnation is shut down, and has not panicked."""
+    handle.send("resource.goodbye", {"rank": rank, "uuid": uuid}, nodeid=0)
+
+
 async def keep(
-    handle: Handle, presence: Presence, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    handle: Handle,
+    presence: Presence,
+    ending: Ending | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Join, and be present until cancelled; `started` when rank 0 has taken the rank.
+    """Join, and be present until cancelled; `started` when rank 0 has taken the rank. `ending` is told with it.
 
     Raises SubtreePanic, Refusal.
     """
-    payload = cast("WireMap", msgspec.to_builtins(presence))
     delay = RETRY_MIN
     while True:
+        last = None if ending is None else ending.told()
+        payload = cast("WireMap", msgspec.to_builtins(msgspec.structs.replace(presence, last=last)))
         try:
             await _attend(handle, payload, task_status)
         except _NotYet as refusal:

@@ -8,15 +8,19 @@ A rank joins with `resource.hello`, a streaming request that stays open for as l
       │ the request is cancelled: by RPC tracking when a broker on the way is lost, or superseded by the next one
     left: offline, gets no new jobs, keeps what it carries
 
+A rank that is shut down sends `resource.goodbye` before it leaves: then it is offline, and not lost.
+
 `resource.declare-lost` gives up an offline rank: drained, and all who wait in `Ranks.wait_declared` are told. It stands
 until the rank is back and has sent `resource.confirm`: what had run there is dealt with.
 
-Topics and payloads are flux-core's, but for hello, torpid, declare-lost and confirm. Source: RFC 20 (R), RFC 29, 22.
+Topics and payloads are flux-core's, but for hello, goodbye, torpid, declare-lost and confirm.
+Source: RFC 20 (R), RFC 29, 22.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -26,10 +30,12 @@ import trio
 from fluxres.base.errors import Refusal, RpcError
 from fluxres.base.eventlog import Event
 from fluxres.base.idset import IdSet
+from fluxres.base.json import JsonObject
 from fluxres.broker.changes import EVENTLOG_KEY, MAX_LOG, Change, Changes, Draft, cut_back
 from fluxres.broker.drain import DRAIN_KEY, Mode, decode
 from fluxres.broker.inventory import Record, changes, load_records, record_of
 from fluxres.exec.ranks import Presence, Ranks
+from fluxres.exec.recall import Recalled, recall
 from fluxres.job.resources import ResourceSet, Target, from_shares
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, Put
@@ -41,10 +47,19 @@ from fluxres.wire.payload import WireMap
 
 LOST: Final = "declared lost"
 """The reason where a declaration gives none."""
+SHUT_DOWN: Final = "shut down"
+"""The reason of an `offline` event of a rank that said goodbye; others have none."""
+
+log = logging.getLogger("fluxres.resource")
 
 
 class _Group(msgspec.Struct, frozen=True, kw_only=True):
     name: str
+
+
+class _Goodbye(msgspec.Struct, frozen=True, kw_only=True):
+    rank: int
+    uuid: str
 
 
 class _Torpid(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,10 +105,14 @@ class ResourceService:
         self._pool = pool
         self._scheduler = scheduler
         self._size = size
+        self._now = now
         self._changes = Changes(kvs=kvs, now=now, apply=self._apply)
+        self.recalled = Recalled(expected=IdSet(), alive=0.0)
+        """What the eventlog says of the lives before; from `load` on."""
         ranks.on_change(self._online_changed)
         self.service = Service("resource", router)
         self.service.task("hello", self._hello)
+        self.service.method("goodbye", self._goodbye)
         self.service.method("torpid", self._torpid)
         self.service.method("status", self._status)
         self.service.method("sched-status", self._sched_status)
@@ -124,9 +143,33 @@ class ResourceService:
                 ) from error
         self._apply_drains()
         eventlog = self._kvs.get(PRIMARY, EVENTLOG_KEY) or b""
+        self.recalled = self._recall(eventlog)
         if len(eventlog) > MAX_LOG:
             self._kvs.submit([Put(PRIMARY, EVENTLOG_KEY, cut_back(eventlog))], lambda _: None)
         self._begin(unreadable)
+
+    def _recall(self, eventlog: bytes) -> Recalled:
+        """Who may be expected back. Where the log cannot be read that is every rank with a record."""
+        try:
+            recalled = recall(eventlog)
+        except ValueError as error:
+            log.error("cannot read %s, and expect every rank back that was ever here: %s", EVENTLOG_KEY, error)
+            return Recalled(expected=self.known, alive=self._now())
+        return Recalled(expected=recalled.expected & self.known, alive=recalled.alive)
+
+    @property
+    def known(self) -> IdSet:
+        """The ranks that were ever here, as far as the instance has them."""
+        return IdSet(rank for rank in self._changes.records.ranks() if rank < self._size)
+
+    @property
+    def drained(self) -> dict[int, str]:
+        """Why each rank is drained that is; "" where nobody said."""
+        return {rank: drain.reason or "" for rank, drain in self._changes.drains.drained.items()}
+
+    async def log(self, name: str, context: JsonObject) -> None:
+        """Log an event to `resource.eventlog`; returns when it is durable. Raises RpcError."""
+        await self._changed(lambda draft: draft.log(name, context))
 
     def _begin(self, unreadable: dict[int, str]) -> None:
         """Log that a life of rank 0 has begun; drain ranks of which it is not known what their jobs hold."""
@@ -168,6 +211,11 @@ class ResourceService:
         finally:
             self._ranks.left(presence.rank, presence.uuid)
 
+    def _goodbye(self, request: Request) -> None:
+        request.require_owner()
+        ask = request.parse(_Goodbye)
+        self._ranks.say_goodbye(ask.rank, ask.uuid)
+
     def _check_order(self, presence: Presence) -> None:
         """Of two incarnations on one statedir the later one stays; another statedir takes the place."""
         present = self._ranks.presence(presence.rank)
@@ -201,9 +249,10 @@ class ResourceService:
         if online:
             self._pool.set_up(here)
             self._scheduler.wake()
+            self._changes.note("online", rank)
         else:
             self._pool.set_down(here)
-        self._changes.note("online" if online else "offline", rank)
+            self._changes.note("offline", rank, SHUT_DOWN if self._ranks.is_leaving(rank) else "")
 
     def _torpid(self, request: Request) -> WireMap:
         request.require_owner()

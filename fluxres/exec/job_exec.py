@@ -32,6 +32,7 @@ from fluxres.base.eventlog import decode as decode_events
 from fluxres.base.idset import IdSet
 from fluxres.base.jobid import JobId, f58, kvs_path
 from fluxres.base.json import JsonObject, JsonValue
+from fluxres.exec.attachments import Attachments
 from fluxres.exec.job_run import JobRun, Plan, Subtree
 from fluxres.exec.progress import RankState, decode, guest_namespace, progress_key
 from fluxres.exec.ranks import Ranks
@@ -99,7 +100,7 @@ class JobExec:
 
     `is_active` tells whether the manager has a job; `is_known` also of those whose records cannot be read, and whose
     directories are therefore kept. `ranks` tells who is online, and `subtree` runs a block in the scope of the child
-    that leads to a rank.
+    that leads to a rank. `attachments` is told which shells answer.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class JobExec:
         handle: Handle,
         kvs: Kvs,
         ranks: Ranks,
+        attachments: Attachments,
         subtree: Subtree,
         instance: str,
         settings: ExecSettings,
@@ -119,6 +121,7 @@ class JobExec:
         self._handle = handle
         self._kvs = kvs
         self._ranks = ranks
+        self._attachments = attachments
         self._subtree = subtree
         self._instance = instance
         self._settings = settings
@@ -150,6 +153,7 @@ class JobExec:
             kvs=self._kvs,
             handle=self._handle,
             ranks=self._ranks,
+            attachments=self._attachments,
             subtree=self._subtree,
             respond=request.respond,
             now=self._now,

@@ -26,6 +26,7 @@ from fluxres.base.errors import ProtocolError, RpcError
 from fluxres.base.failpoint import hit
 from fluxres.base.idset import IdSet
 from fluxres.base.jobid import JobId, f58
+from fluxres.exec.attachments import Attachments
 from fluxres.exec.backoff import Backoff
 from fluxres.exec.execution import Execution, Response
 from fluxres.exec.progress import Problem, Progress, RankState, guest_namespace
@@ -81,12 +82,14 @@ class JobRun:
         kvs: Kvs,
         handle: Handle,
         ranks: Ranks,
+        attachments: Attachments,
         subtree: Subtree,
         respond: Respond,
         now: Callable[[], float],
     ) -> None:
         self._plan = plan
         self._id = int(plan.jobid)
+        self._attachments = attachments
         self._handle = handle
         self._ranks = ranks
         self._subtree = subtree
@@ -150,6 +153,7 @@ class JobRun:
 
     async def run(self) -> None:
         """Attend every rank until the job is released; responds as RFC 32 says."""
+        self._attachments.begin(self._plan.jobid, self._execution.missing(), found=self._plan.reattach)
         self._say(self._execution.begin())
         try:
             async with trio.open_nursery() as self._nursery:
@@ -166,6 +170,7 @@ class JobRun:
                 self._nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
+        self._attachments.over(self._plan.jobid)
 
     def _ended(self, rank: int) -> bool:
         return self._execution.ranks[rank].ended
@@ -199,6 +204,7 @@ class JobRun:
         try:
             async with self._subtree(rank), self._handle.stream(topic, payload, nodeid=rank) as replies:
                 if start:
+                    self._attachments.start(self._plan.jobid, rank)
                     hit("start-request.after")
                 self._stdin.opened(rank)
                 try:
@@ -209,12 +215,15 @@ class JobRun:
                     self._stdin.closed(rank)
         except RpcError as error:
             return error
+        finally:
+            self._attachments.detach(self._plan.jobid, rank)
         return None
 
     async def _refused(self, rank: int, error: RpcError, backoff: Backoff, *, start: bool) -> bool:
         """The rank answered with an error; returns whether it is to be sent a start."""
         match error.errnum:
             case errno.ENOENT if not start and not self._killed:
+                self._attachments.absent(self._plan.jobid, rank)
                 return True  # nothing was started; where the job is to end, `_kill_rank` voids it
             case errno.ESTALE:
                 await self._recorder.lose(rank, f"rank {rank} lost its state: {error.text}")
@@ -263,7 +272,8 @@ class JobRun:
             case {"type": "attached", "first": int(first)}:
                 await self._recorder.missed(rank, first)
                 match message.get("stdin"):
-                    case {"offset": int(offset)}:
+                    case {"offset": int(offset)}:  # a journal that is read out has none
+                        self._attachments.attach(self._plan.jobid, rank)
                         self._stdin.attached(rank, offset)
             case {"type": "stdin-ack", "offset": int(offset)}:
                 self._stdin.acked(rank, offset)
@@ -341,6 +351,7 @@ class JobRun:
             hit("ack.after")
         self._say(due)
         if ends:
+            self._attachments.end(self._plan.jobid, rank, progress.state)
             self._rendezvous.left(rank)
             if self._execution.can_release:
                 self._can_release.set()

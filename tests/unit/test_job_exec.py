@@ -13,6 +13,7 @@ from kvskit import OWNER, running_kvs
 
 from fluxres.base.errors import RpcError
 from fluxres.base.jobid import JobId
+from fluxres.exec.attachments import Attachments
 from fluxres.exec.job_exec import JobExec
 from fluxres.exec.progress import Progress, RankState, progress_key
 from fluxres.exec.ranks import Ranks
@@ -42,6 +43,7 @@ async def job_exec(path: Path, ranks: Ranks | None = None) -> AsyncIterator[tupl
             handle=handle,
             kvs=kvs,
             ranks=ranks or Ranks(),
+            attachments=Attachments(trio.current_time),
             subtree=nowhere,
             instance="I",
             settings=ExecSettings(),

@@ -18,6 +18,7 @@ from fluxres.base.eventlog import Event, decode, encode
 from fluxres.base.idset import IdSet
 from fluxres.base.jobid import JobId
 from fluxres.exec import progress
+from fluxres.exec.attachments import Attachments
 from fluxres.exec.barriers import Barrier
 from fluxres.exec.job_run import RELEASE_AFTER, JobRun, Plan
 from fluxres.exec.progress import Progress, RankState, guest_namespace, progress_key
@@ -111,6 +112,7 @@ class Root:
         self.router.use_overlay(None, self._next_hop)
         self.handle = Handle(self.router, "test", OWNER)
         self.ranks = Ranks()
+        self.attachments = Attachments(trio.current_time)
         self.far: dict[int, Far] = {}
         self.said: list[WireMap] = []
         self.drained: list[tuple[object, bool]] = []
@@ -191,6 +193,7 @@ class Root:
             kvs=self.kvs,
             handle=self.handle,
             ranks=self.ranks,
+            attachments=self.attachments,
             subtree=self.subtree,
             respond=self.said.append,
             now=lambda: 9.0,
@@ -304,6 +307,57 @@ async def test_a_rank_that_comes_back_goes_on_where_it_was(
         output = decode(here.kvs.get(GUEST, OUTPUT_KEY) or b"")
         assert [event.context["data"] for event in output] == ["1", "2", "3"]
         assert not caplog.records
+
+
+async def test_shells_are_attached_detached_and_found_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with root(tmp_path) as here:
+        await here.prepare((1, 2, 3))
+        here.join(1, 2, 3)
+        shells = here.attachments
+        run = here.run_of(1, 2, 3)
+        async with running(here, run):
+            await until(lambda: all(far.topics for far in here.far.values()))
+            assert (shells.attached_count, shells.detached_count) == (0, 0)
+            for far in here.far.values():
+                far.say("attached", first=1, last=0, stdin={"offset": 0})
+            await until(lambda: shells.attached_count == 3)
+            for rank in (1, 2, 3):
+                here.lose(rank)
+            await until(lambda: str(shells.detached(JOB)) == "1-3")
+            here.join(1, 2, 3)
+            await until(lambda: all(far.topics == ["exec.reattach"] for far in here.far.values()))
+            here.far[1].say("attached", first=1, last=0, stdin={"offset": 0})
+            here.far[2].say("attached", first=1, last=0)  # a journal that is read out
+            here.far[2].begin()
+            here.far[2].end()
+            here.far[3].say("lost", note="it is gone", status=9, leftover=0)
+            await until(lambda: not shells.detached_count)
+            assert (shells.rediscovered, shells.finished, shells.lost) == (1, 1, 1)
+            here.far[1].begin()
+            here.far[1].end()
+            await until(lambda: here.types()[-1] == "release")
+            run.released(None, final=True)
+        assert (shells.attached_count, shells.detached_count) == (0, 0)
+
+
+async def test_the_shells_of_a_life_before_are_detached_until_it_is_known(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with root(tmp_path) as here:
+        await here.prepare((1, 2))
+        here.join(1)
+        shells = here.attachments
+        async with running(here, here.run_of(1, 2, reattach=True)):
+            await until(lambda: here.far[1].topics == ["exec.reattach"])
+            assert str(shells.detached(JOB)) == "1-2"
+            far = here.join(2)
+            far.refuses["exec.reattach"] = RpcError(errno.ENOENT, "nothing is there")
+            await until(lambda: far.topics[-1:] == ["exec.start"])
+            assert str(shells.detached(JOB)) == "1"  # of the other it is known that there was none
+            far.say("attached", first=1, last=0, stdin={"offset": 0})
+            await until(lambda: shells.attached_count == 1)
+            assert shells.rediscovered == 0
+        assert str(shells.detached(JOB)) == "1-2"  # this life of rank 0 is over, the job is not
 
 
 async def test_what_is_under_way_to_the_disk_is_not_committed_twice(

@@ -17,14 +17,15 @@ import trio.testing
 from kvskit import OWNER, running_kvs
 
 from fluxres.base.errors import Refusal, RpcError
-from fluxres.base.eventlog import decode
+from fluxres.base.eventlog import Event, decode, encode
 from fluxres.base.idset import IdSet
 from fluxres.broker import changes as changes_module
 from fluxres.broker import presence as presence_module
 from fluxres.broker.drain import DRAIN_KEY
 from fluxres.broker.inventory import rank_key
 from fluxres.broker.resource import ResourceService
-from fluxres.exec.ranks import Presence, Ranks
+from fluxres.exec.ranks import MAX_WHY, LastLife, Notice, Presence, Ranks
+from fluxres.exec.recall import Recalled
 from fluxres.kvs.kvs import Kvs
 from fluxres.kvs.ops import PRIMARY, CommitResult, Put
 from fluxres.overlay.errors import SubtreePanic
@@ -77,6 +78,7 @@ class Instance:
     owner: Handle
     decided: list[Decision]
     nursery: trio.Nursery
+    resource: ResourceService
 
     async def join(self, presence: Presence) -> trio.CancelScope:
         """Join as `presence`; cancelling what is returned is the loss of that rank."""
@@ -128,7 +130,7 @@ async def instance(path: Path, size: int = SIZE, *, threaded: bool = True) -> As
         await nursery.start(scheduler.run)
         await nursery.start(resource.service.run)
         await nursery.start(resource.groups.run)
-        yield Instance(kvs, router, ranks, pool, scheduler, Handle(router, "owner", OWNER), decided, nursery)
+        yield Instance(kvs, router, ranks, pool, scheduler, Handle(router, "owner", OWNER), decided, nursery, resource)
         nursery.cancel_scope.cancel()
 
 
@@ -537,3 +539,98 @@ async def test_many_ranks_join_in_few_commits(tmp_path: Path, monkeypatch: pytes
         assert len(commits) < size / 10
         defined = [context["idset"] for name, context in it.events() if name == "resource-define"]
         assert IdSet(rank for text in defined for rank in IdSet.parse(str(text))) == IdSet(range(size))
+
+
+# --- what a recovery needs
+
+
+async def test_a_rank_that_says_goodbye_is_offline_with_a_reason(tmp_path: Path) -> None:
+    notices: list[tuple[int, Notice]] = []
+    async with instance(tmp_path) as it:
+        it.ranks.on_notice(lambda rank, notice: notices.append((rank, notice)))
+        first, second = await it.join(hello(1)), await it.join(hello(2))
+        await it.call("goodbye", rank=1, uuid="1.1")
+        await it.call("goodbye", rank=2, uuid="another incarnation")
+        await it.call("goodbye", rank=5, uuid="nobody")
+        assert notices == [(1, Notice.LEAVING)]
+        await it.lose(first, 1)
+        await it.lose(second, 2)
+        assert it.ranks.is_leaving(1)
+        await it.join(hello(1, 2))
+        assert not it.ranks.is_leaving(1)
+        await it.call("drain", targets="2")  # and all before it is durable
+        offline = [context for name, context in it.events() if name == "offline"]
+        assert offline == [{"idset": "1", "reason": "shut down"}, {"idset": "2"}]
+        with refused(errno.EPERM, "owner"):
+            await GuestHandle(it.router, "guest", 2000).call("resource.goodbye", {"rank": 1, "uuid": "1.2"})
+
+
+async def test_the_next_life_expects_whom_the_last_one_had(tmp_path: Path) -> None:
+    async with instance(tmp_path) as it:
+        assert (it.resource.recalled, it.resource.known) == (Recalled(expected=IdSet(), alive=0.0), IdSet())
+        scopes = [await it.join(hello(rank)) for rank in range(4)]
+        await it.call("goodbye", rank=1, uuid="1.1")
+        await it.lose(scopes[1], 1)
+        await it.lose(scopes[2], 2)
+        await it.resource.log("recovery", {"ranks": "5"})
+        assert it.events()[-1] == ("recovery", {"ranks": "5"})
+    async with instance(tmp_path, size=3) as it:  # and is smaller now
+        assert it.resource.recalled == Recalled(expected=IdSet([0, 2]), alive=1000.0)
+        assert it.resource.known == IdSet(range(3))
+
+
+async def test_an_eventlog_that_cannot_be_read_lets_all_be_expected(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with instance(tmp_path) as it:
+        for rank in range(3):
+            await it.join(hello(rank))
+        await it.kvs.commit(Put(PRIMARY, "resource.eventlog", b"{"))
+    async with instance(tmp_path) as it:
+        assert it.resource.recalled == Recalled(expected=IdSet(range(3)), alive=1000.0)
+        assert "expect every rank back" in caplog.text
+
+
+FILLER = Event(2.0, "filler", {"text": "-" * 50})
+
+
+async def test_only_the_end_of_a_long_eventlog_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with instance(tmp_path) as it:
+        for rank in (1, 2):
+            await it.lose(await it.join(hello(rank)), rank)
+        await it.call("drain", targets="2")  # all before it is durable
+        events = (Event(1.0, "online", {"idset": "1"}), *[FILLER] * 20, Event(3.0, "online", {"idset": "2"}))
+        await it.kvs.commit(Put(PRIMARY, "resource.eventlog", "".join(map(encode, events)).encode()))
+    monkeypatch.setattr("fluxres.exec.recall.READ_BACK", 1000)
+    async with instance(tmp_path) as it:
+        assert it.resource.recalled == Recalled(expected=IdSet([2]), alive=3.0)
+
+
+async def test_how_the_last_incarnation_ended_is_told_with_its_age(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Measured when it is told, however long it took to be heard."""
+    async with instance(tmp_path, threaded=False) as it, trio.open_nursery() as nursery:
+        ending = presence_module.Ending(at=trio.current_time(), why="x" * 1000)
+        await trio.sleep(5)
+        await nursery.start(presence_module.keep, it.owner, hello(1), ending)
+        presence = it.ranks.presence(1)
+        assert presence is not None
+        assert presence.last == LastLife(ago=5.0, why="x" * MAX_WHY)
+        await nursery.start(presence_module.keep, it.owner, hello(2))
+        presence = it.ranks.presence(2)
+        assert presence is not None
+        assert presence.last is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_rank_that_cannot_tell_how_it_ended_is_taken(tmp_path: Path) -> None:
+    """Brokers of before know of no `last`, and leave it out; rank 0 of before takes no notice of it."""
+    async with instance(tmp_path) as it:
+        payload = cast("WireMap", msgspec.to_builtins(hello(1)))
+        del payload["last"]
+        async with it.owner.stream("resource.hello", payload) as answers:
+            assert await answers.__anext__() == {}
+            presence = it.ranks.presence(1)
+            assert presence is not None
+            assert presence.last is None
