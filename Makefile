@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-MODULES := $(sort $(wildcard fluxres/*.py fluxres/*/*.py shell/fluxres_shell/*.py))
+MODULES := $(sort $(wildcard fluxres/*.py fluxres/*/*.py shell/fluxres_shell/*.py fluxres/status/page/* fluxres/status/page/vendor/*))
 
 .PHONY: demo test check bench venv clean FORCE
 

@@ -1,13 +1,15 @@
 """The configuration of a broker: TOML tables named like Flux's, read strictly before anything starts.
 
 Unknown keys and bad values are refused by name. A directory is read file by file, `*.toml` in order of name; a key that
-two files set is refused as well. `load` looks at the certificate too, and nothing else beyond the configuration.
+two files set is refused as well. `load` looks at the certificate and the files of `[status]` too, and nothing else
+beyond the configuration.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import socket
 from functools import partial
 from typing import Annotated, Final, cast
 
@@ -22,6 +24,14 @@ from fluxres.overlay.address import Addresses
 from fluxres.overlay.settings import TbonSettings
 from fluxres.overlay.topology import MAX_SIZE as MAX_SIZE
 from fluxres.overlay.topology import Topology, parse_topo
+from fluxres.status.settings import (
+    DEFAULT_BIND,
+    DEFAULT_RANKS,
+    StatusFileError,
+    StatusSettings,
+    check_files,
+    make_settings,
+)
 from fluxres.wire.codec import MAX_ROUTE
 
 DEFAULT_STATEDIR: Final = "/var/lib/fluxres"
@@ -92,6 +102,16 @@ class Access(_Table, frozen=True):
     allow_root_owner: bool = False
 
 
+class Status(_Table, frozen=True):
+    """`[status]`: where the status endpoint listens, and who may ask. See `StatusSettings`."""
+
+    bind: str = DEFAULT_BIND
+    ranks: str = DEFAULT_RANKS
+    token_file: str | None = None
+    cert: str | None = None
+    origins: tuple[str, ...] = ()
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration. What `parse` and `load` return is checked: no method of it raises then."""
 
@@ -101,6 +121,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     exec: Exec = Exec()
     resource: Resource = Resource()
     access: Access = Access()
+    status: Status = Status()
 
     @property
     def size(self) -> int:
@@ -159,6 +180,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             torpid_min=torpid_min,
             timeout=_seconds("tbon.timeout", table.timeout, above=torpid_min, named="tbon.torpid_min"),
             connect_timeout=_seconds("tbon.connect_timeout", table.connect_timeout, above=0.0),
+        )
+
+    def status_settings(self) -> StatusSettings:
+        """Where status is served, and to whom. Raises ValueError naming the key."""
+        table = self.status
+        return make_settings(
+            bind=table.bind,
+            ranks=table.ranks,
+            token_file=table.token_file,
+            cert=table.cert,
+            origins=table.origins,
         )
 
 
@@ -220,7 +252,20 @@ def load(path: str) -> Config:
         from fluxres.overlay.tls import load_credentials
 
         load_credentials(config.bootstrap.cert)
+    _check_status_files(config, path)
     return config
+
+
+def _check_status_files(config: Config, source: str) -> None:
+    """Look at the files of `[status]` where this host is one that serves it: the others need not have them."""
+    settings = config.status_settings()
+    rank = config.rank_of(socket.gethostname()) if config.bootstrap.hosts else next(iter(settings.ranks), None)
+    if rank is None or not settings.serves(rank):
+        return
+    try:
+        check_files(settings)
+    except StatusFileError as error:
+        raise ConfigError(f"cannot use configuration {source}: {error}") from error
 
 
 def parse(tables: JsonValue, source: str) -> Config:
@@ -233,6 +278,7 @@ def parse(tables: JsonValue, source: str) -> Config:
         _seconds("exec.kill-timeout", config.exec.kill_timeout)
         config.tbon_settings()
         config.topology()
+        config.status_settings()
     except ValueError as error:
         raise ConfigError(f"cannot use configuration {source}: {error}") from error
     if config.exec.segment_size > config.exec.journal_limit:

@@ -35,6 +35,7 @@ from fluxres.broker.platform import Clients, Platform
 from fluxres.broker.rexec import Rexec
 from fluxres.broker.selfservice import SelfService
 from fluxres.broker.statedir import Identities, Identity
+from fluxres.broker.watched import Watched
 from fluxres.exec.shells import Shells
 from fluxres.overlay.hello import PROTOCOL, Hello
 from fluxres.overlay.overlay import Overlay
@@ -44,6 +45,10 @@ from fluxres.rpc.events import Events
 from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Service
+from fluxres.status.board import Boards
+from fluxres.status.endpoint import Attached
+from fluxres.status.facts import BrokerFacts
+from fluxres.status.mirror import Mirror
 
 if TYPE_CHECKING:
     from fluxres.broker.leader import Leader
@@ -56,7 +61,10 @@ CANCEL_GRACE: Final = 20.0
 
 
 class Incarnation:
-    """One life of the broker of rank `rank`. `online` is called when it takes requests and children."""
+    """One life of the broker of rank `rank`. `online` is called when it takes requests and children.
+
+    `ending` is how the last life of this process ended that was online.
+    """
 
     def __init__(
         self,
@@ -69,6 +77,8 @@ class Incarnation:
         logbuffer: LogBuffer,
         shutdown: trio.Event,
         online: Callable[[], None],
+        watched: Watched,
+        ending: presence.Ending | None = None,
     ) -> None:
         self.uuid = str(uuid.UUID(int=platform.random.getrandbits(128), version=4))
         self._config = config
@@ -78,6 +88,9 @@ class Incarnation:
         self._identity: Identity = statedir.begin_incarnation(root=rank == 0)
         self._shutdown = shutdown
         self._online = online
+        self._watched = watched
+        self._ending = ending
+        self._logbuffer = logbuffer
         self._started = platform.now()
         self._stalls = StallMeter()
         self._services: list[Service] = []
@@ -144,16 +157,17 @@ class Incarnation:
         self._platform.clean_up()
 
     async def _live(self, kvs: Kvs | None) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._await_shutdown, nursery.cancel_scope, name="shutdown")
-            welcome = await nursery.start(self.overlay.run, name="overlay")
-            if welcome is not None:
-                self._identity = self._statedir.adopt(self._identity, welcome.instance)
-            self._self.state = "init"
-            await self._bring_up(kvs, nursery)
-            self.overlay.open(self._hello(self.overlay.topology))
-            self._self.state = "run"
-            self._online()
+        with self._watched.metrics.attached(self._facts()):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._await_shutdown, nursery.cancel_scope, name="shutdown")
+                welcome = await nursery.start(self.overlay.run, name="overlay")
+                if welcome is not None:
+                    self._identity = self._statedir.adopt(self._identity, welcome.instance)
+                self._self.state = "init"
+                await self._bring_up(kvs, nursery)
+                self.overlay.open(self._hello(self.overlay.topology))
+                self._self.state = "run"
+                self._online()
 
     async def _await_shutdown(self, scope: trio.CancelScope) -> None:
         """End in good order: the jobs of a temporary instance, the brokers below if all is to end, then ourselves."""
@@ -163,6 +177,7 @@ class Incarnation:
             await self._leader.cancel_all(CANCEL_GRACE)
         if self._ends_all:
             await self.overlay.end_subtree()
+        presence.say_goodbye(self.handle, self._rank, self.uuid)
         self.overlay.leave("it is shut down")
         scope.cancel()
 
@@ -190,7 +205,8 @@ class Incarnation:
             pid=self._platform.pid,
             statedir=self._statedir.path,
         )
-        attrs = Attributes(self.router, attributes(facts, self._config, self.overlay, self.router))
+        told = attributes(facts, self._config, self.overlay, self.router)
+        attrs = Attributes(self.router, {**told, "status.uri": lambda: self._watched.uri})
         rexec = Rexec(router=self.router, uri=settings.uri)
         if kvs is not None:
             from fluxres.broker.leader import Leader  # the largest part of all that is imported, for rank 0 only
@@ -203,7 +219,9 @@ class Incarnation:
                 overlay=self.overlay,
                 identity=self._identity,
                 now=self._platform.now,
+                log=self._logbuffer,
             )
+            self._watched.metrics.lead(self._leader.facts)
         about_tree = OverlayService(self.overlay, self.router).service
         services = (*self._self.all, attrs.service, events.service, about_tree, rexec.service)
         for service in (*services, *(self._leader.services if self._leader else ())):
@@ -213,12 +231,46 @@ class Incarnation:
         await nursery.start(shells.run)
         if self._leader is not None:
             await nursery.start(self._leader.run)
-        await nursery.start(presence.keep, self.handle, self._presence())
+        await nursery.start(presence.keep, self.handle, self._presence(), self._ending)
         await shells.report()
         nursery.start_soon(self._stalls.run, name="stall meter")
+        if self._watched.is_served:
+            nursery.start_soon(self._show, name="status")
         self._clients = self._platform.clients(self.router)
         await nursery.start(self._clients.run)
         log.info("rank %d online: incarnation %d, %s", self._rank, self._identity.incarnations, self.uuid)
+
+    def _facts(self) -> BrokerFacts:
+        return BrokerFacts(
+            router=self.router,
+            handle=self.handle,
+            overlay=self.overlay,
+            services=self._services,
+            stalls=self._stalls.late,
+            state=lambda: self._self.state,
+            instance=lambda: self._identity.instance,
+            incarnations=self._identity.incarnations,
+            started=self._started,
+        )
+
+    async def _show(self) -> None:
+        """Let people and programs watch, until cancelled: by rank 0's own feed, or by what it tells us."""
+        async with trio.open_nursery() as nursery:
+            if self._leader is not None:
+                boards: Boards = self._leader.feed
+            else:
+                boards = mirror = Mirror(self.handle)
+                await nursery.start(mirror.run)
+            shown = Attached(
+                rank=self._rank,
+                size=self.overlay.topology.size,
+                instance=self._identity.instance,
+                handle=self.handle,
+                boards=boards,
+                state=lambda: self._self.state,
+            )
+            with self._watched.showing(shown):
+                await trio.sleep_forever()
 
     def _presence(self) -> presence.Presence:
         inventory = self._platform.inventory()

@@ -1,7 +1,8 @@
 """The loop of incarnations of one rank: a panic ends an incarnation, and the loop begins the next in this process.
 
 What was refused before the broker was ever online would be refused again, and ends the loop; so does a panic where the
-site wants its supervisor to do the looping (`--on-panic=exit`).
+site wants its supervisor to do the looping (`--on-panic=exit`). The loop remembers how the last incarnation ended that
+was online, for the next one to tell rank 0 (`broker.presence`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from fluxres.broker.config import Config
 from fluxres.broker.incarnation import Incarnation
 from fluxres.broker.logbuffer import LogBuffer
 from fluxres.broker.platform import Platform
+from fluxres.broker.presence import Ending
 from fluxres.broker.statedir import Identities
+from fluxres.broker.watched import Cause, Watched
 from fluxres.overlay.errors import ParentLost, SubtreePanic
 from fluxres.overlay.topology import Topology
 
@@ -61,12 +64,17 @@ class BrokerLoop:
         self._logbuffer = logbuffer
         self._notify = notify
         self._exits = exits
+        self._watched = Watched(platform)
         self._was_online = False
+        self._is_online = False
+        """Whether the incarnation under way is, or was."""
+        self._ending: Ending | None = None
 
     async def run(self) -> int:
         """Run until a clean shutdown (0), or what no further incarnation would mend (1)."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._platform.run)
+            await nursery.start(self._watched.run, name="status")
             status = await self._loop()
             nursery.cancel_scope.cancel()
         if status == 0 and self.incarnation is not None:
@@ -87,6 +95,9 @@ class BrokerLoop:
                     self.refusal = "; ".join(map(str, _leaves(error)))
                     return 1  # it will be so the next time too
                 log_panic(error)
+                self._watched.panicked(Cause.PARENT_LOST if _is_lost_parent(error) else Cause.ERROR)
+                if self._is_online:  # what never joined has not ended for anybody
+                    self._ending = Ending(at=trio.current_time(), why=reason_of(error))
                 bound = BACKOFF_LOST if _is_lost_parent(error) else BACKOFF_MAX
             else:
                 return self._ended()
@@ -103,6 +114,7 @@ class BrokerLoop:
         return 0
 
     def _incarnation(self) -> Incarnation:
+        self._is_online = False
         return Incarnation(
             config=self._config,
             rank=self._rank,
@@ -112,20 +124,26 @@ class BrokerLoop:
             logbuffer=self._logbuffer,
             shutdown=self.shutdown,
             online=self._online,
+            watched=self._watched,
+            ending=self._ending,
         )
 
     def _online(self) -> None:
-        self._was_online = True
+        self._was_online = self._is_online = True
         self._notify("READY=1")
 
 
 def log_panic(error: Exception) -> None:
     """Say why an incarnation ended: in a line where that is all there is to say, else with the traceback."""
+    is_told = all(isinstance(cause, FluxresError) for cause in _causes(error))
+    log.error("panic: %s", reason_of(error), exc_info=None if is_told else error)
+
+
+def reason_of(error: Exception) -> str:
+    """Why an incarnation ended, for people."""
     causes = _causes(error)
-    if all(isinstance(cause, FluxresError) for cause in causes):
-        log.error("panic: %s", "; ".join(str(cause) for cause in causes))
-    else:
-        log.error("panic: %s", "; ".join(repr(cause) for cause in causes), exc_info=error)
+    told = str if all(isinstance(cause, FluxresError) for cause in causes) else repr
+    return "; ".join(map(told, causes))
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -30,11 +30,17 @@ from fluxres.overlay.sockets import SocketTransport
 from fluxres.overlay.transport import Transport
 from fluxres.rpc.router import Router
 from fluxres.sched.node import Inventory
+from fluxres.status.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from fluxres.kvs.kvs import Kvs
 
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+STATUS_PORT: Final = "status-port"
+"""The file in the statedir that keeps the port of the status endpoint."""
+
+Scrape = Callable[[str], tuple[bytes, str]]
+"""Makes the metrics for an `Accept` header: the body, and its content type."""
 
 
 class Clients(Protocol):
@@ -87,6 +93,9 @@ class Platform(Protocol):
 
     def clients(self, router: Router) -> Clients:
         """The local connector."""
+
+    def endpoint(self, scrape: Scrape) -> Endpoint | None:
+        """Where the status of this process is served; None for nowhere. `scrape` makes the metrics."""
 
     def clean_up(self) -> None:
         """The broker is shut down: leave nothing behind that nobody needs."""
@@ -142,6 +151,19 @@ class LocalPlatform:
         """A Unix socket in the rundir."""
         guests = self._config.access.allow_guest_user
         return Connector(self.socket, router, owner=os.getuid(), guests=guests)
+
+    def endpoint(self, scrape: Scrape) -> Endpoint | None:
+        """As `[status]` says; a port that was chosen is kept in the statedir."""
+        settings = self._config.status_settings()
+        if not settings.serves(self._rank):
+            return None
+        return Endpoint(
+            settings,
+            rank=self._rank,
+            owner=os.getuid(),
+            port_file=Path(self._statedir.path) / STATUS_PORT,
+            scrape=scrape,
+        )
 
     def clean_up(self) -> None:
         """Remove the socket for children, and the cgroup unless shells live in it."""

@@ -21,7 +21,7 @@ from fluxres.base.idset import IdSet
 from fluxres.broker.config import Config
 from fluxres.broker.logbuffer import LogBuffer
 from fluxres.broker.loop import BrokerLoop
-from fluxres.broker.platform import Clients
+from fluxres.broker.platform import Clients, Scrape
 from fluxres.broker.statedir import Identity
 from fluxres.exec.host import ShellHost
 from fluxres.exec.spec import LocalSettings
@@ -196,6 +196,9 @@ class MemoryPlatform:
     def clients(self, router: Router) -> Clients:
         """The simulation's own handles."""
         return MemoryClients(self._process, router)
+
+    def endpoint(self, scrape: Scrape) -> None:
+        """A simulation has no browsers."""
 
     def clean_up(self) -> None:
         """There is nothing to be left behind."""
