@@ -54,8 +54,10 @@ COMMANDS: Final = {
     "shutdown": ("fluxres.cli.shutdown:main", "end the instance"),
     "start": ("fluxres.cli.start:main", "start a local instance"),
     "submit": ("fluxres.cli.submit:main", "submit jobs"),
+    "top": ("fluxres.cli.top:main", "show an instance and its jobs as they change"),
     "uptime": ("fluxres.cli.uptime:main", "show how long the instance has been running"),
     "version": ("fluxres.cli.version:main", "show versions"),
+    "watch": ("fluxres.cli.watch_jobs:main", "show the output and state of jobs until they end"),
 }
 """Command name -> `module:function`, and what it does."""
 
