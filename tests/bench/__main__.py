@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import jobs, memory, rpc, startup, tree
+from tests.bench import jobs, memory, rpc, startup, status, tree
 from tests.bench.measure import Measurement
 
 SECTIONS = {
@@ -27,6 +27,7 @@ SECTIONS = {
     "startup": startup.MEASURED,
     "memory": memory.MEASURED,
     "tree": tree.MEASURED,
+    "status": status.MEASURED,
 }
 SCALE = "scale"
 SCALE_SIZES = ("1000", "10000")

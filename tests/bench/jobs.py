@@ -26,14 +26,14 @@ def throughput(path: Path) -> float:
     """Trivial jobs a second, from the first submit to the last `clean`."""
     with instance(path) as made, made.client() as client:
         made.fluxres("run", "true")
-        return JOBS / seconds(lambda: wait_all(client, _submit(made, client, JOBS)))
+        return JOBS / seconds(lambda: wait_all(client, submit(made, client, JOBS)))
 
 
 def submit_rate(path: Path) -> float:
     """Submissions a second, with the queue stopped."""
     with instance(path) as made, made.client() as client:
         client.call("job-manager.queue-start", {"start": False})
-        return SUBMITS / seconds(lambda: _submit(made, client, SUBMITS))
+        return SUBMITS / seconds(lambda: submit(made, client, SUBMITS))
 
 
 def latency(path: Path) -> float:
@@ -41,7 +41,7 @@ def latency(path: Path) -> float:
     with instance(path) as made, made.client() as client:
         spans = []
         for _ in range(TIMES):
-            [jobid] = _submit(made, client, 1)
+            [jobid] = submit(made, client, 1)
             events = wait_all(client, [jobid])
             spans.append(events[-1].timestamp - events[0].timestamp)
         return statistics.median(spans[1:]) * 1e3
@@ -60,7 +60,7 @@ def list_jobs(path: Path) -> float:
 def _command(path: Path, *args: str) -> float:
     script = Path(sys.executable).with_name("fluxres")
     with instance(path) as made, made.client() as client:
-        wait_all(client, _submit(made, client, 10))
+        wait_all(client, submit(made, client, 10))
         environ = made.environ
 
         def once() -> None:
@@ -70,7 +70,8 @@ def _command(path: Path, *args: str) -> float:
         return statistics.median(seconds(once) for _ in range(TIMES)) * 1e3
 
 
-def _submit(made: Instance, client: Client, count: int) -> list[int]:
+def submit(made: Instance, client: Client, count: int) -> list[int]:
+    """Submit trivial jobs, many at a time; returns their ids."""
     jobspec = made.jobspec("true", environment=dict(os.environ))
     answers = pipelined(client, "job-ingest.submit", [submission(jobspec) for _ in range(count)])
     return [jobid for answer in answers if isinstance(jobid := answer["id"], int)]
