@@ -47,7 +47,7 @@ class Exposition:
         self._metrics = metrics
         self._past: Grown = {}
         self._told: dict[str, tuple[float, bytes]] = {}
-        """What was told last, and when, by its content type, of which there are two."""
+        """What was told last, and until when it serves, by its content type, of which there are two."""
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
@@ -55,11 +55,12 @@ class Exposition:
     def text(self, accept: str) -> tuple[bytes, str]:
         """The body as the `Accept` header wants it, and its content type."""
         encode, content_type = choose_encoder(_format(accept))
-        now = time.monotonic()
-        at, body = self._told.get(content_type, (-math.inf, b""))
-        if now - at >= self._metrics.fresh:
+        began = time.monotonic()
+        until, body = self._told.get(content_type, (-math.inf, b""))
+        if began >= until:
             body = encode(self._registry)
-            self._told[content_type] = (now, body)
+            made = time.monotonic()
+            self._told[content_type] = (made + self._metrics.reuse * (made - began), body)
         return body, content_type
 
     def keep(self) -> None:

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from fluxres.status.facts import BrokerFacts, LeaderFacts, ProcessFacts
     from fluxres.status.samples import Served
 
-FRESH: Final = 0.5
-"""Seconds for which an answer serves others who ask as well: any user of this machine may, as often as they like."""
+REUSE: Final = 10
+"""An answer serves others who ask for REUSE times as long as it took to make. Any user of this machine may ask, and as
+often as they like: all who want one of the formats get a REUSE-th of the broker's time at most, together."""
 
 
 class Metrics:
-    """The metrics of one process; what is told of them is up to `fresh` seconds old.
+    """The metrics of one process.
 
     `attached` is entered by each incarnation, and `lead` called by that of rank 0 as soon as its services are there.
     """
 
-    def __init__(self, process: ProcessFacts, *, fresh: float = FRESH) -> None:
+    def __init__(self, process: ProcessFacts, *, reuse: float = REUSE) -> None:
         self.process = process
-        self.fresh = fresh
+        self.reuse = reuse
         self.broker: BrokerFacts | None = None
         self.leader: LeaderFacts | None = None
         self._exposition: Exposition | None = None
