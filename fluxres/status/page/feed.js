@@ -162,7 +162,7 @@ export class Feed {
       const text = (await answer.text()).trim().slice(0, MAX_WHY);
       if (!answer.ok && text && this.connection.phase === "away") this.connection.why = `not ready: ${text}`;
     } catch {
-      this.connection.why = "the broker cannot be reached";
+      if (this.connection.phase === "away") this.connection.why = "the broker cannot be reached";
     }
     this.changed();
   }
@@ -253,8 +253,7 @@ export class Feed {
       return;
     }
     picture.position = null; // a gap: what we have is not what it applies to
-    this.send({ type: "unsubscribe", id: message.id });
-    this.subscribe(message.id, message.id === MAIN ? TOPICS : ["log"], picture);
+    this.lost("what the broker said does not follow from what it said before");
   }
 
   /** The picture is whole, and of now. */

@@ -29,11 +29,12 @@ export class JobPage extends Component {
   }
 
   take(path, events) {
+    if (this.state.error !== null) this.setState({ error: null }); // it is followed again
     if (path === OUTPUT) this.output.take(events);
     // Several messages may come before the next drawing: each builds on the last.
     else if (this.state.logs[path] !== undefined) {
       const more = (logs) => ({ ...logs, [path]: [...logs[path], ...events].slice(-MAX_EVENTS) });
-      this.setState(({ logs }) => ({ logs: more(logs), error: null }));
+      this.setState(({ logs }) => ({ logs: more(logs) }));
     }
   }
 

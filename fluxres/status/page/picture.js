@@ -33,7 +33,8 @@ export class Picture {
 
   /** Take a part of a snapshot; true with its last one, when it replaces all there was. */
   snapshot(message) {
-    if (message.part === 0 || this.parts === null) this.parts = new Map();
+    if (message.part === 0) this.parts = new Map();
+    else if (this.parts === null) return false; // of one that was interrupted
     for (const [topic, docs] of Object.entries(message.docs)) {
       const known = this.parts.get(topic) ?? new Map();
       for (const [key, doc] of Object.entries(docs)) known.set(key, doc);
