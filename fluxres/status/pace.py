@@ -1,41 +1,48 @@
 """When a reader of the status endpoint is told something again. Pure.
 
 However many readers there are, they are sent about `MAX_RATE` messages and `MAX_BYTES` bytes a second together: each
-waits `interval` after what it was told, and their turns are spread evenly over that. What happens meanwhile is merged
-into one delta, so that a reader misses nothing by waiting.
+waits an interval after what it was told. What happens meanwhile is merged into one delta, so that a reader misses
+nothing by waiting.
+
+Many readers take turns: the interval has slots of `MIN_INTERVAL`, and those that share one are told the same at the
+same moment, from the same position to the same. So that is merged and encoded once for all of them. For that, intervals
+have few lengths: 0.1, 0.2, 0.5, 1, 2, 5, … seconds.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import count
 from typing import Final
 
 MIN_INTERVAL: Final = 0.1
 MAX_INTERVAL: Final = 5.0
 """Seconds between two messages to one reader."""
-MAX_RATE: Final = 500
+MAX_RATE: Final = 250
 """Messages a second to all readers together."""
-MAX_BYTES: Final = 16 * 1024 * 1024
+MAX_BYTES: Final = 32 * 1024 * 1024
 """Bytes a second to all readers together, where `MAX_INTERVAL` allows it."""
 WEIGHT: Final = 1 / 16
 """How much the latest message counts in the usual size of one."""
-_SPREAD: Final = (math.sqrt(5) - 1) / 2
-"""Multiples of the golden ratio, modulo 1, lie evenly however many there are."""
+_STEPS: Final = (1, 2, 5)
 
 
 def interval(readers: int, size: float = 0.0) -> float:
     """Seconds between two messages to one of so many readers, messages having so many bytes."""
-    return max(MIN_INTERVAL, readers / MAX_RATE, min(MAX_INTERVAL, readers * size / MAX_BYTES))
+    least = max(readers / MAX_RATE, min(MAX_INTERVAL, readers * size / MAX_BYTES))
+    lengths = (MIN_INTERVAL * step * 10.0**power for power in count() for step in _STEPS)
+    return next(length for length in lengths if length >= least)
 
 
 def turn(now: float, last: float, number: int, every: float) -> float:
     """When reader `number` may be told something that it was told last at `last`: `now` or later.
 
-    Few readers only keep the interval `every`; of many, each has a slot of its own in it.
+    Few readers only keep the interval `every`; of many, each waits for the slot that it shares with others.
     """
-    if every <= MIN_INTERVAL:
+    slots = round(every / MIN_INTERVAL)
+    if slots <= 1:
         return max(now, last + every)
-    phase = number * _SPREAD % 1
+    phase = number % slots / slots
     after = max(now, last + every / 2)
     return (math.ceil(after / every - phase) + phase) * every
 
