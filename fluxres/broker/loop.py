@@ -74,7 +74,7 @@ class BrokerLoop:
         """Run until a clean shutdown (0), or what no further incarnation would mend (1)."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._platform.run)
-            await nursery.start(self._watched.run, name="status")
+            nursery.start_soon(self._watched.run, name="status")
             status = await self._loop()
             nursery.cancel_scope.cancel()
         if status == 0 and self.incarnation is not None:

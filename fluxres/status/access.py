@@ -23,7 +23,6 @@ ROOT: Final = 0
 BEARER: Final = "bearer "
 BEARER_PROTOCOL: Final = "fluxres.bearer."
 """The WebSocket subprotocol that carries a token, in base64url without padding."""
-SUBPROTOCOL_WORD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST: Final = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<name>[^\s:/?#@\[\]]+))(?::[0-9]{1,5})?")
 _FORWARDED: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"})
 """Headers by which a proxy says that it is one."""

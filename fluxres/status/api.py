@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 BEGIN_TIMEOUT: Final = 20.0
 """Seconds that `/api/status` waits for the documents: another rank asks rank 0 for them first."""
+EXPOSITION: Final = "fluxres.status.exposition"
+"""The module that makes the metrics, imported at the first scrape."""
 RETRY: Final = ("Retry-After", "1")
 _NOBODY: Final = "the broker is between two incarnations, or has not begun the first"
 
@@ -56,14 +60,10 @@ def access(refused: Refused | None) -> Response:
 
 async def metrics(endpoint: Endpoint, request: Request) -> Response:
     """The metrics, in the format that the client prefers."""
-    await trio.to_thread.run_sync(_import_exposition)
+    if EXPOSITION not in sys.modules:  # in a thread, since the loop may not stand still for so long
+        await trio.to_thread.run_sync(importlib.import_module, EXPOSITION)
     body, content_type = endpoint.scrape(request.headers.get("accept", ""))
     return Response(content_type=content_type, body=body)
-
-
-def _import_exposition() -> None:
-    """Import what makes the metrics: in a thread, since the loop may not stand still for so long."""
-    import fluxres.status.exposition  # noqa: F401
 
 
 async def status(it: Attached) -> Response:

@@ -3,8 +3,8 @@
     [TLS handshake] --> head --> refused, or answered --> the client reads that --> closed
                                  /ws: a WebSocket     --> closed
 
-The time for TLS and the head, and for reading the last words, is the endpoint's to bound. Everything that takes longer
-to import than a request to answer comes in threads.
+The time for TLS and the head, and for reading the last words, is the endpoint's to bound. The endpoint imports this
+module, and all that comes with it, when somebody asks for the first time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,11 @@ from fluxres.status.access import Refused, Rules, judge, wants_uid
 from fluxres.status.http import NEEDS, BadRequest, Exchange, Request, Response, Route, json, text
 from fluxres.status.peer import peer_uid
 from fluxres.status.stream import SEND_BUFFER, ConnectionStream, linger
+from fluxres.status.websocket import serve_websocket
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from fluxres.status.endpoint import Arrival, Attached, Endpoint
+    from fluxres.status.endpoint import Arrival, Endpoint
     from fluxres.status.listener import Listening
-
-    ServeWebSocket = Callable[[Endpoint, Attached, ConnectionStream, Request, Exchange], Awaitable[None]]
 
 READ_SIZE: Final = 4096
 ANSWER_TIMEOUT: Final = 60.0
@@ -95,13 +92,12 @@ class Connection:
     def _refusal(self, request: Request) -> Response | None:
         """The answer to a request that is not allowed, and to the question whether it would be."""
         refused = self._judge(request)
-        if refused is not None:
-            self._endpoint.refused[str(refused.status)] += 1
-            self._endpoint.complaints.say("refused", f"status refused {request.path[:80]!r}: {refused.why}")
         if request.route is Route.ACCESS:
             return api.access(refused)
         if refused is None:
             return None
+        self._endpoint.refused[str(refused.status)] += 1
+        self._endpoint.complaints.say("refused", f"status refused {request.path[:80]!r}: {refused.why}")
         return text(refused.status, refused.why, *_hints(refused.status))
 
     def _judge(self, request: Request) -> Refused | None:
@@ -155,8 +151,11 @@ class Connection:
             endpoint.refused["503"] += 1
             endpoint.complaints.say("full", f"refusing a WebSocket: there are {endpoint.readers} already")
             return text(503, f"there are {endpoint.readers} WebSockets already", api.RETRY)
-        serve_websocket = await trio.to_thread.run_sync(_import_websocket)
-        await serve_websocket(endpoint, it, self._stream, request, self._exchange)
+        endpoint.readers += 1
+        try:
+            await serve_websocket(endpoint, it, self._stream, request, self._exchange)
+        finally:
+            endpoint.readers -= 1
         return None
 
 
@@ -189,9 +188,3 @@ def _names(listening: Listening, sock: socket.socket) -> frozenset[str]:
 def _hints(status: int) -> tuple[tuple[str, str], ...]:
     """What an answer of this status tells besides."""
     return {401: (_NEEDS_TOKEN,), 405: (_METHODS,), 426: (_SPEAKS,)}.get(status, ())
-
-
-def _import_websocket() -> ServeWebSocket:
-    from fluxres.status.websocket import serve_websocket
-
-    return serve_websocket

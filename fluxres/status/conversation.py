@@ -13,6 +13,7 @@ holds one part of a message for each of its subscriptions, and what it misses is
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -43,6 +44,8 @@ MAX_ERRORS: Final = 16
 """Messages of one client that are answered by an error; at the next it is closed."""
 ASK_PAUSE: Final = 0.02
 """Seconds between two messages of a client that are looked at."""
+ENDED_WITH_US: Final = frozenset({errno.EHOSTUNREACH, errno.ECONNRESET})
+"""Errors that tell nothing of a job: the incarnation ends, and 1012 says so."""
 IDLE: Final = 15.0
 """Seconds after which a reader is told the position, where there is nothing else to tell."""
 
@@ -173,8 +176,6 @@ class Conversation:
             while True:
                 idle = trio.current_time() >= idle_at
                 body = cursor.next(idle=idle)
-                if body is None and idle and (seen := cursor.seen) is not None:
-                    body = Delta(prev=seen.seq, position=seen, content=("idle", seen), changes=())
                 if body is None:
                     with trio.CancelScope(deadline=idle_at):
                         await board.news(cursor.seen)
@@ -195,12 +196,13 @@ class Conversation:
                 await follow(self._it.handle, ask, self._say)
                 await self._say(messages.ended(ask.id, "nothing more can be added to it"))
         except* RpcError as group:
-            if not running.scope.cancel_called:
-                await self._say(messages.error(ask.id, f"cannot follow the job: {_first(group)}"))
+            error = _first(group)
+            if not running.scope.cancel_called and error.errnum not in ENDED_WITH_US:
+                await self._say(messages.error(ask.id, f"cannot follow the job: {error}"))
         finally:
             self._endpoint.follows -= 1
             self._ended(ask.id, running)
 
 
-def _first(error: BaseException) -> BaseException:
+def _first(error: RpcError | BaseExceptionGroup[RpcError]) -> RpcError:
     return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error

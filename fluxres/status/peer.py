@@ -22,7 +22,7 @@ NLM_F_REQUEST: Final = 1
 ALL_STATES: Final = 0xFFFF_FFFF
 ANSWER_SIZE: Final = 8192
 TABLES: Final = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
-MAX_LINES: Final = 100_000
+MAX_LINES: Final = 10_000
 """Sockets that are looked through in a table."""
 
 _HEADER: Final = struct.Struct("=IHHII")

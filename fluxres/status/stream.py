@@ -70,19 +70,26 @@ class ConnectionStream(trio.abc.Stream):
         return bytes(await self._inner.receive_some(max_bytes))
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of it, nothing else in between. Raises BrokenResourceError, also where the peer does not read."""
+        """Send all of it, nothing else in between. Raises BrokenResourceError, also where the peer does not read.
+
+        One that is cancelled may have been cut off, and is the last.
+        """
         async with self._sending:
             if self._closed or self.said_goodbye:
                 raise trio.ClosedResourceError
             view = memoryview(data)
             self.has_sent = True
             self.said_goodbye = bytes(view[:1]) == CLOSE_FRAME
-            for start in range(0, len(view), CHUNK):
-                with trio.move_on_after(STUCK) as patience:
-                    await self._inner.send_all(view[start : start + CHUNK])
-                if patience.cancelled_caught:
-                    self._closed = True
-                    raise trio.BrokenResourceError(f"the peer has not read for {STUCK:g} s")
+            is_whole = False
+            try:
+                for start in range(0, len(view), CHUNK):
+                    with trio.move_on_after(STUCK) as patience:
+                        await self._inner.send_all(view[start : start + CHUNK])
+                    if patience.cancelled_caught:
+                        raise trio.BrokenResourceError(f"the peer has not read for {STUCK:g} s")
+                is_whole = True
+            finally:
+                self._closed = self._closed or not is_whole  # nothing that follows would be understood
 
     async def send_text(self, data: bytes) -> None:
         """Send UTF-8 as a WebSocket message of one frame: what is the same for many need not be checked for each."""

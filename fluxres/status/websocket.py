@@ -65,7 +65,6 @@ async def serve_websocket(
     """Talk over `stream`, from which `request` was read, until one of both has enough. Raises BadRequest."""
     subprotocol = choose(request)
     stream.again(handshake(request), exchange.trailing)
-    endpoint.readers += 1
     try:
         async with trio.open_nursery() as nursery:
             opening = await wrap_server_stream(nursery, stream, message_queue_size=1, max_message_size=MAX_MESSAGE)
@@ -76,8 +75,6 @@ async def serve_websocket(
             nursery.cancel_scope.cancel()
     except* _GONE:
         pass  # the client is, which is its right
-    finally:
-        endpoint.readers -= 1
 
 
 async def _talk_and_close(

@@ -37,7 +37,8 @@ PURE = (
     *("fluxres.overlay.liveness", "fluxres.overlay.window", "fluxres.overlay.errors", "fluxres.overlay.settings"),
     *("fluxres.overlay.transport", "fluxres.overlay.report", "fluxres_shell.state", "fluxres_shell.records"),
     *("fluxres.status.view", "fluxres.status.picture", "fluxres.status.select"),
-    *("fluxres.status.messages", "fluxres.status.asks"),
+    *("fluxres.status.messages", "fluxres.status.asks", "fluxres.status.access", "fluxres.status.http"),
+    *("fluxres.status.pace",),
 )
 IMPURE = frozenset({"trio", "asyncio", "threading", "socket", "select", "subprocess", "sqlite3", "random", "time"})
 """What no pure module imports: input and output, clocks, chance, other tasks."""
