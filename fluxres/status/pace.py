@@ -4,9 +4,10 @@ However many readers there are, they are sent about `MAX_RATE` messages and `MAX
 waits an interval after what it was told. What happens meanwhile is merged into one delta, so that a reader misses
 nothing by waiting.
 
-Many readers take turns: the interval has slots of `MIN_INTERVAL`, and those that share one are told the same at the
-same moment, from the same position to the same. So that is merged and encoded once for all of them. For that, intervals
-have few lengths: 0.1, 0.2, 0.5, 1, 2, 5, … seconds.
+Many readers take turns: the interval has up to `MAX_SLOTS` slots, and those that share one are told the same at the
+same moment, from the same position to the same. So that is merged and encoded once for all of them; with more slots
+that is done more often, with fewer the broker sends for longer without a break. For that, intervals have few lengths:
+0.1, 0.2, 0.5, 1, 2, 5, … seconds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ MAX_RATE: Final = 250
 """Messages a second to all readers together."""
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Bytes a second to all readers together, where `MAX_INTERVAL` allows it."""
+MAX_SLOTS: Final = 4
 WEIGHT: Final = 1 / 16
 """How much the latest message counts in the usual size of one."""
 _STEPS: Final = (1, 2, 5)
@@ -34,12 +36,17 @@ def interval(readers: int, size: float = 0.0) -> float:
     return next(length for length in lengths if length >= least)
 
 
+def slots_of(every: float) -> int:
+    """How many slots an interval has."""
+    return min(MAX_SLOTS, round(every / MIN_INTERVAL))
+
+
 def turn(now: float, last: float, number: int, every: float) -> float:
     """When reader `number` may be told something that it was told last at `last`: `now` or later.
 
     Few readers only keep the interval `every`; of many, each waits for the slot that it shares with others.
     """
-    slots = round(every / MIN_INTERVAL)
+    slots = slots_of(every)
     if slots <= 1:
         return max(now, last + every)
     phase = number % slots / slots

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxres.status.pace import MAX_INTERVAL, MAX_RATE, MIN_INTERVAL, Readers, interval, turn
+from fluxres.status.pace import MAX_INTERVAL, MAX_RATE, MIN_INTERVAL, Readers, interval, slots_of, turn
 
 FEW = int(MIN_INTERVAL * MAX_RATE)
 
@@ -46,7 +46,7 @@ def test_a_turn_comes_within_one_and_a_half_intervals(now: float, ago: float, nu
 def test_turns_are_spread(readers: int) -> None:
     """Each slot has its share, and whoever shares one is told at the same moment."""
     every = interval(readers)
-    slots = round(every / MIN_INTERVAL)
+    slots = slots_of(every)
     turns = Counter(turn(1000.0, 1000.0, number, every) for number in range(readers))
     assert len(turns) == slots
     assert max(turns.values()) - min(turns.values()) <= 1
