@@ -108,6 +108,8 @@ class Episode:
         self.pending = 0
         self.shut_down: set[int] = set()
         """Ranks of it that had said goodbye."""
+        self._declared: set[int] = set()
+        """Ranks that an administrator has given up meanwhile."""
         self._restarted: set[int] = set()
         self._panicked: set[int] = set()
         self._whys: dict[tuple[int, int], str] = {}
@@ -130,6 +132,11 @@ class Episode:
         self._whys.setdefault((level, rank), why)  # the first is the cause, the next may be its consequence
         if len(self._whys) > MAX_WHYS:
             del self._whys[max(self._whys)]
+
+    def declared(self, rank: int) -> None:
+        """An administrator has declared a rank lost: it is not awaited any more."""
+        self.missing.discard(rank)
+        self._declared.add(rank)
 
     def wait(self, job: int, rank: int) -> None:
         """The shell of `job` on `rank` runs unread."""
@@ -197,7 +204,9 @@ class Episode:
             return f"rank {root}: {own}"
         if root in self.shut_down:
             why = f"rank {root} was shut down"
+        elif root in self._restarted:
+            why = f"rank {root} was restarted"
         else:
-            why = f"rank {root} was {'restarted' if root in self._restarted else 'lost'}"
+            why = f"rank {root} was {'declared lost' if root in self._declared else 'lost'}"
         below = min((where for where in self._whys if tree.parent(where[1]) == root), default=None)
         return why if below is None else f"{why}; rank {below[1]}: {self._whys[below]}"

@@ -238,7 +238,7 @@ class Recovery:
             case Declared(rank=rank):
                 self._declared.add(rank)
                 if self._episode is not None:
-                    self._episode.missing.discard(rank)
+                    self._episode.declared(rank)
             case Shell():
                 self._shell(event)
             case Found() | Over():

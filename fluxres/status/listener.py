@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ class Listening:
     @property
     def uri(self) -> str:
         """The address for browsers."""
-        host = socket.gethostname() if self.host == ANY else self.host
+        everywhere = self.host == ANY or ipaddress.ip_address(self.host).is_unspecified
+        host = socket.gethostname() if everywhere else self.host
         return url_of(host, self.port, tls=self.tls is not None)
 
 

@@ -157,8 +157,9 @@ class TreeSource:
         self._seen[rank] = seen
         since = self._begun(rank, seen)
         old = self._since.get(rank)
-        if old is None or before is None or before.status != seen.status or abs(since - old) > SAME:
-            self._since[rank] = round(since, 3)
+        is_as_before = before is not None and before.status == seen.status
+        if old is None or not is_as_before or (abs(since - old) > SAME and not seen.ghost):
+            self._since[rank] = round(since, 3)  # one that was lost before the rank above it was stays so since then
 
     def _begun(self, rank: int, seen: Seen) -> float:
         """Since when a rank's status is what it is; that of a ghost, since when that is so above it."""

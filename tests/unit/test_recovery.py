@@ -276,6 +276,8 @@ def test_a_rank_that_is_declared_lost_is_not_awaited() -> None:
     assert ended == []
     _, [document] = fold(*events, shell(Fate.LOST, 4))
     assert brief(document) == "4 of 4:  ; 1=0+0+1"
+    assert document is not None
+    assert document.why == "rank 4 was declared lost"
     _, ended = fold(*HERE, left(4), Declared(at=LIFE, rank=4))
     assert ended == [None]
 

@@ -316,6 +316,19 @@ def test_below_a_lost_router_are_ghosts_until_it_is_back() -> None:
     assert (shown.documents["2"]["status"], shown.documents["2"]["error"]) == ("full", "it does not want to")
 
 
+def test_what_was_lost_before_its_router_was_stays_lost_since_then() -> None:
+    shown = Shown()
+    tree = Tree(shown)
+    tree.say(0, "full", 10, r1=("degraded", 5.0), r2=("full", 10.0))
+    tree.say(1, "degraded", 5, r3=("lost", 5.0), r4=("full", 10.0))
+    shown.take(tree)
+    tree.silent(1)
+    tree.say(0, "degraded", 0, r1=("lost", 0.0), r2=("full", 10.0))
+    shown.take(tree)
+    assert (shown.documents["3"]["ghost"], shown.documents["3"]["since"]) == (True, 995.0)
+    assert (shown.documents["4"]["ghost"], shown.documents["4"]["since"]) == (True, 1000.0)
+
+
 def test_torpid_and_hosts_are_shown_as_they_become_known() -> None:
     shown = Shown()
     tree = Tree(shown)
