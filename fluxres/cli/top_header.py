@@ -29,6 +29,8 @@ BACK_FOR: Final = 5.0
 """Seconds for which it is said that the broker is back."""
 COUNTS_CELLS: Final = 30
 """Cells of the counts of jobs."""
+COUNT_DIGITS: Final = 6
+"""Cells of the first number in each line of them."""
 MAX_BAR: Final = 80
 """Cells of a bar with its name and numbers at most, as flux-top(1) has it."""
 RECOVERY: Final = "recovery"
@@ -134,12 +136,12 @@ def _recovery(docs: Topics, now: float) -> Line:
     current = instance(docs, RECOVERY)
     if current:
         away, detached, pending = text(current, "away"), count(current, "detached"), count(current, "pending")
-        said = f"recovery of ranks {text(current, 'ranks')} for {short(now - number(current, 'began'))}"
+        said = f"recovery of {_ranks_text(current)} for {short(now - number(current, 'began'))}"
         said += f": away {away}" if away else ""
         said += f", {detached} shell{_s(detached)} not attached yet" if detached else ""
         said += f", {pending} job{_s(pending)} waiting" if pending else ""
         why = text(current, "why")
-        return line(Span(said, "alarm"), Span(f" {why}", "warn"))
+        return line(Span(said, "alarm"), Span(f"; {why}" if why else "", "warn"))
     last = latest_recovery(docs)
     return () if last is None else line(Span(f"{clock(number(last, 't'))} ", "dim"), *recovered(last))
 
@@ -151,12 +153,18 @@ def latest_recovery(docs: Topics) -> JsonObject | None:
 
 
 def recovered(event: JsonObject) -> Line:
-    """What a recovery that is over came to: which ranks restarted, how long it took, what became of their jobs."""
+    """What a recovery that is over came to: which ranks restarted, how long it took, what became of their jobs.
+
+    One in which no rank came back has been given up.
+    """
     context = event.get("context")
     if not isinstance(context, dict):
         return line("recovered")
-    ranks, seconds = text(context, "ranks"), number(context, "seconds")
-    parts = [Span(f"recovered ranks {ranks} in {short(seconds)}", "heading")]
+    restarted, panicked = text(context, "restarted"), text(context, "panicked")
+    ranks, took = _ranks_text(context), short(number(context, "seconds"))
+    came_back = bool(restarted or panicked)
+    said = f"recovered {ranks} in {took}" if came_back else f"given up on {ranks} after {took}"
+    parts = [Span(said, "heading" if came_back else "bad")]
     running, lost, finished = (count(context, key) for key in ("running", "lost", "finished"))
     if running or lost:
         parts.append(Span(f": {lost or 'none'} lost", "bad" if lost else "good"))
@@ -164,7 +172,6 @@ def recovered(event: JsonObject) -> Line:
         parts.append(Span(said + (f", {finished} ended meanwhile" if finished else "")))
     else:
         parts.append(Span(": no job ran there"))
-    restarted, panicked = text(context, "restarted"), text(context, "panicked")
     how = [f"restarted {restarted}" if restarted else "", f"panicked {panicked}" if panicked else ""]
     return tuple([*parts, Span(f" ({', '.join(filter(None, how))})")] if any(how) else parts)
 
@@ -182,7 +189,7 @@ def _bars(docs: Topics, width: int) -> list[Line]:
     ]
     if count(resources, "gpus"):
         bars.append(_bar("gpus", count(resources, "gpus_used"), 0, count(resources, "gpus"), room))
-    counts = _counts(jobs)
+    counts = _counts(jobs, 0 if room == width else COUNT_DIGITS)
     if room == width:
         return [*bars, fitted(tuple(span for each in counts for span in (*each, Span("  "))), width)]
     bars += [(Span(" " * room),)] * (len(counts) - len(bars))
@@ -199,18 +206,18 @@ def _bar(name: str, used: int, down: int, total: int, width: int) -> Line:
     return line(prefix, Span("|" * filled, "used"), space, Span("|" * missing, "down"), suffix)
 
 
-def _counts(jobs: JsonObject) -> list[Line]:
-    """How many jobs are pending, run, and have ended since this life of rank 0 began."""
+def _counts(jobs: JsonObject, digits: int) -> list[Line]:
+    """How many jobs are pending, run, and have ended since this life of rank 0 began; a timeout is a failure."""
     pending = sum(count(jobs, state) for state in ("depend", "priority", "sched"))
     running = count(jobs, "run") + count(jobs, "cleanup")
-    complete = count(jobs, "completed")
-    failed = sum(count(jobs, result) for result in ("failed", "canceled", "timeout"))
+    complete, canceled = count(jobs, "completed"), count(jobs, "canceled")
+    failed = count(jobs, "failed") + count(jobs, "timeout")
     return [
-        line(f"{pending:6} pending"),
-        line(Span(f"{running:6}", "used" if running else ""), " running"),
+        line(f"{pending:{digits}} pending, ", Span(f"{running}", "used" if running else ""), " running"),
+        line(Span(f"{complete:{digits}}", "good" if complete else ""), " complete"),
         line(
-            Span(f"{complete:6}", "good" if complete else ""), " complete, ",
-            Span(f"{failed}", "bad" if failed else ""), " failed",
+            Span(f"{failed:{digits}}", "bad" if failed else ""), " failed, ",
+            Span(f"{canceled}", "warn" if canceled else ""), " canceled",
         ),
     ]  # fmt: skip
 
@@ -230,6 +237,11 @@ def _queue(docs: Topics) -> Line:
         return ()
     reason = text(queue, "reason")
     return line(Span(", ".join(stopped) + (f": {reason}" if reason else ""), "warn"))
+
+
+def _ranks_text(document: JsonObject) -> str:
+    ranks = text(document, "ranks")
+    return f"rank {ranks}" if ranks.isdigit() else f"ranks {ranks}"
 
 
 def _s(number_of: int) -> str:

@@ -13,7 +13,7 @@ from fluxres.cli.common import printable
 from fluxres.cli.feed_jobs import as_entry
 from fluxres.cli.format import duration_text
 from fluxres.cli.jobinfo import JobInfo
-from fluxres.cli.spans import Line, Span, clip, column, wrapped
+from fluxres.cli.spans import Line, Span, cells, clip, column, wrapped
 from fluxres.cli.uptime import short
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ NAME_CELLS: Final = 10
 MAX_NAME_CELLS: Final = 30
 """Cells that it has at most where the last column needs them."""
 INFO_CELLS: Final = 22
+"""Cells of the last column at least; with fewer, beside a mark, there is no bar of the time limit."""
+BESIDE_MARK: Final = 9
+"""Cells of the last column that a mark in words leaves for what else is there."""
 
 
 class Column(NamedTuple):
@@ -106,27 +109,45 @@ class Table:
     def row(self, job: JobInfo, now: float) -> Line:
         """One job."""
         before = "".join(column(each.text(job), each.cells, right=each.right) + " " for each in self._columns)
-        mark = _mark(job)
-        mark = clip(mark, max(0, self._name - 1)) + " " if mark else ""
-        name = column(job.text("name"), self._name - len(mark))
+        name = clip(printable(job.text("name")), self._name)
+        behind, beside = self._place(_marks(job), self._name - cells(name) - 1)
+        behind = f" {behind}" if behind else ""
+        beside += " " if beside else ""
+        info = (Span(" "), Span(beside, "mark"), *_info(job, now, self._info - len(beside))) if self._info else ()
         return (
             Span(before, _style(job)),
-            Span(mark, "mark"),
             Span(name, "name"),
-            *((Span(" "), *_info(job, now, self._info)) if self._info else ()),
+            Span(behind, "mark"),
+            Span(" " * (self._name - cells(name) - len(behind))),
+            *info,
         )
+
+    def _place(self, marks: Sequence[str], room: int) -> tuple[str, str]:
+        """The mark behind the name, which has so much room there, or else the one in the last column."""
+        for mark in marks:
+            if len(mark) <= room:
+                return mark, ""
+            if self._info and (mark == marks[-1] or len(mark) + 1 + BESIDE_MARK <= self._info):
+                return "", mark
+        return "", ""
 
 
 def _taken(columns: Iterable[Column]) -> int:
     return sum(each.cells + 1 for each in columns)
 
 
-def _mark(job: JobInfo) -> str:
-    """What befell a job that runs: no broker reads some of its shells, or it was started over."""
+def _marks(job: JobInfo) -> list[str]:
+    """What befell a job: no broker reads some of its shells, or it was started over; in words, in fewer, in letters."""
     ranks, restarts = job.text("detached"), int(job.number("restarts"))
-    marks = [f"detached {ranks}"] if ranks else []
-    marks += [f"{restarts} restart{'s' if restarts > 1 else ''}"] if restarts else []
-    return f"[{', '.join(marks)}]" if marks else ""
+    if not ranks and not restarts:
+        return []
+    again = f"{restarts} restart{'s' if restarts > 1 else ''}" if restarts else ""
+    marks = (
+        (f"detached {ranks}" if ranks else "", again),
+        ("detached" if ranks else "", again),
+        ("D" if ranks else "", f"R{restarts}" if restarts else ""),
+    )
+    return [f"[{', '.join(filter(None, parts))}]" for parts in marks]
 
 
 def _style(job: JobInfo) -> str:
@@ -158,6 +179,8 @@ def _limit(job: JobInfo, now: float, width: int) -> Line:
     filled = int(spent * LIMIT_CELLS)
     style = "warn" if spent >= SOON else "used"
     left = f" {short(job.remaining())}" if job.remaining() else ""
+    if width < INFO_CELLS:
+        return (Span(column(f"{spent * 100:.0f}%{left}", width), "warn" if spent >= SOON else ""),)
     text = column(f"{spent * 100:3.0f}%{left}", width - LIMIT_CELLS - 2)
     return (
         Span("["),

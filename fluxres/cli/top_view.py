@@ -41,6 +41,7 @@ HELP: Final = (
     ("control-l", "draw the screen anew"),
     ("h, ?", "this help; any key closes it"),
     ("q", "quit"),
+    ("[D], [R2] of a job", "some shells are detached, it was restarted twice"),
 )
 _SHOWN_CONTEXT: Final = ("idset", "ranks", "nodelist", "reason", "why", "hostname")
 

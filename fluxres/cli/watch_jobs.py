@@ -163,8 +163,8 @@ class Watching:
         self._zero = min((job.info.number("t_submit") for job in self._jobs.values()), default=0.0)
         self._documents: dict[int, JsonObject] = {}
         self._queue: deque[int] = deque()
-        self._following: dict[int, int] = {}
-        """Jobs that are followed, and how many of their eventlogs."""
+        self._following: dict[int, set[int]] = {}
+        """Jobs that are followed, and the requests for their eventlogs."""
         self._followed: set[int] = set()
         self._missing: deque[int] = deque()
         self._asked: set[int] = set()
@@ -270,7 +270,7 @@ class Watching:
             entry = reply.payload.get("job")
             if reply.error is not None or not isinstance(entry, dict):
                 why = "no such job" if reply.error is None or reply.error.errnum == errno.ENOENT else reply.error.text
-                self._fail(job, f"cannot watch {id_text(job.id)}: {why}")
+                self._fail(job, why)
                 return
             job.update(cast("JsonObject", entry))
             self._advance(job)
@@ -303,21 +303,28 @@ class Watching:
             self._sink.say(f"{PROG}: {job.exception()}")
 
     def _fail(self, job: WatchedJob, why: str) -> None:
-        self._sink.say(f"{PROG}: {printable(why)}")
+        """Let go of a job that cannot be watched, whatever becomes of it."""
+        self._sink.say(f"{PROG}: cannot watch {id_text(job.id)}: {printable(why)}")
         self._status = max(self._status, FAILED)
+        job.given_up = True
         self._left.discard(job.id)
+        for handle in self._following.pop(job.id, ()):
+            del self._answers[handle]
+            self._session.end(handle)
+        self._follow_more()
 
     # --- output
 
     def _follow_more(self) -> None:
         while self._queue and len(self._following) < STREAMS:
             job = self._jobs[self._queue.popleft()]
+            if job.given_up:
+                continue
             paths = [OUTPUT, *([EVENTLOG] if self._args.verbose > 1 else [])]
-            self._following[job.id] = len(paths)
-            for path in paths:
-                self._follow(job, path)
+            self._following[job.id] = {self._follow(job, path) for path in paths}
 
-    def _follow(self, job: WatchedJob, path: str) -> None:
+    def _follow(self, job: WatchedJob, path: str) -> int:
+        """Begin to show one of a job's eventlogs; the request for it."""
         zero, label = job.info.number("t_submit"), self._args.label_io
         output = JobOutput(job.id, zero, label=label, by_lines=self._sink.progress)
         shown = EventFormat("offset")
@@ -333,17 +340,19 @@ class Watching:
                 return
             for descriptor, data in output.finish():
                 self._sink.write(descriptor, data)
-            self._unfollow(job, path, reply.error)
+            self._unfollow(job, handle, reply.error)
 
         payload = watch_payload(job.id, path, WAITCREATE)
-        self._answers[self._session.begin(WATCH, payload, streaming=True)] = take
+        handle = self._session.begin(WATCH, payload, streaming=True)
+        self._answers[handle] = take
+        return handle
 
-    def _unfollow(self, job: WatchedJob, path: str, error: RpcError) -> None:
+    def _unfollow(self, job: WatchedJob, handle: int, error: RpcError) -> None:
+        """An eventlog has ended, or what is left of it cannot be had."""
+        self._following[job.id].discard(handle)
         if error.errnum not in (errno.ENODATA, errno.ENOENT):
-            self._sink.say(f"{PROG}: cannot follow the {path} of {id_text(job.id)}: {printable(error.text)}")
-            self._status = max(self._status, FAILED)
-        self._following[job.id] -= 1
-        if not self._following[job.id]:
+            self._fail(job, error.text)
+        elif not self._following[job.id]:
             del self._following[job.id]
             self._follow_more()
             self._finish(job)

@@ -39,12 +39,14 @@ class Phase(Enum):
 class WatchedJob:
     """One job by its latest entry, as job-list has it."""
 
-    __slots__ = ("info", "said")
+    __slots__ = ("given_up", "info", "said")
 
     def __init__(self, entry: JsonObject) -> None:
         self.info = JobInfo(entry, 0.0)
         self.said: set[Phase] = set()
         """The phases that have been told."""
+        self.given_up = False
+        """Whether it cannot be watched: it counts as failed then."""
 
     @property
     def id(self) -> int:
@@ -54,6 +56,8 @@ class WatchedJob:
     @property
     def phase(self) -> Phase:
         """How far it is."""
+        if self.given_up:
+            return Phase.FAILED
         if self.info.state & RUNNING_STATES:
             return Phase.RUNNING
         if self.info.state != INACTIVE:

@@ -1,13 +1,14 @@
 """Readers of the status endpoint, many in one process: `python -m tests.bench.readers HOST PORT READERS STUCK`.
 
 Each opens a WebSocket and subscribes to everything. Readers take what comes, and answer pings; stuck ones subscribe and
-never read again. It prints `ready` when all have subscribed, goes on until its standard input ends, and then prints how
-many messages and bytes came, and how many connections the endpoint had ended.
+never read again. It prints `ready` when all readers have their first picture, goes on until its standard input ends, and then
+prints how many messages and bytes came since, and how many connections the endpoint had ended.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import selectors
 import socket
 import sys
@@ -19,6 +20,8 @@ from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMes
 READ: Final = 1 << 16
 HANDSHAKE_TIME: Final = 30.0
 """Seconds that the endpoint has to answer a handshake."""
+SNAPSHOT: Final = re.compile(r'\{"type":"snapshot".*"more":false', re.DOTALL)
+"""The last part of one."""
 TOPICS: Final = ("instance", "overlay", "resources", "jobs", "events", "log")
 
 
@@ -28,6 +31,8 @@ class Reader:
     def __init__(self, host: str, port: int) -> None:
         self.sock = socket.create_connection((host, port), HANDSHAKE_TIME)
         self.messages = self.bytes = 0
+        self.begun = False
+        """Whether it has its first picture."""
         self._websocket = Connection(ConnectionType.CLIENT)
         self.sock.sendall(
             f"GET /ws HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -64,6 +69,7 @@ class Reader:
                 return False
             elif isinstance(event, TextMessage | BytesMessage) and event.message_finished:
                 self.messages += 1
+                self.begun = self.begun or SNAPSHOT.match(str(event.data)) is not None
         return True
 
 
@@ -76,9 +82,14 @@ def main() -> int:
     reading = [Reader(host, port) for _ in range(readers)]
     for reader in reading:
         selector.register(reader.sock, selectors.EVENT_READ, reader)
-    print("ready", flush=True)
     gone = 0
+    ready = False
     while True:
+        if not ready and all(reader.begun for reader in reading):
+            print("ready", flush=True)
+            ready = True
+            for reader in reading:
+                reader.messages = reader.bytes = 0
         for key, _ in selector.select():
             if key.data is None:
                 total = sum(reader.messages for reader in reading), sum(reader.bytes for reader in reading)

@@ -44,6 +44,10 @@ class FakeFeed:
         self.docs: Docs = docs or {}
         self.token = token
         self.instance = instance
+        self.why = "restarted"
+        """What it says to one whose position is not that of now."""
+        self.unknown: set[str] = set()
+        """Jobs that it says there are not, to those who want to follow them."""
         self.port = 0
         self.accepted = 0
         """WebSockets so far."""
@@ -54,6 +58,7 @@ class FakeFeed:
         self._position: tuple[str, int] = ("", 0)
         self._thread: threading.Thread | None = None
         self._files = static.load()
+        self._refuses = False
 
     def __enter__(self) -> FakeFeed:
         self.start()
@@ -99,14 +104,23 @@ class FakeFeed:
 
         self._in_trio(append)
 
-    def drop(self) -> None:
-        """Close all WebSockets, as a broker that begins anew."""
+    def drop(self, code: int = 1012, reason: str = "service restart") -> None:
+        """Close all WebSockets, by default as a broker that begins anew."""
 
         def close() -> None:
             for reader in self._readers:
-                reader.close()
+                reader.close(code, reason)
 
         self._in_trio(close)
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Let nobody in for now, who asks /api/access as the page does."""
+        self._refuses = True
+        try:
+            yield
+        finally:
+            self._refuses = False
 
     # --- in the thread
 
@@ -148,6 +162,8 @@ class FakeFeed:
 
     def _answer(self, path: str, headers: Mapping[str, str]) -> bytes:
         if path == "/api/access":
+            if self._refuses:
+                return _response(503, b"{}", "application/json")
             if self.token is not None and headers.get("authorization") != f"Bearer {self.token}":
                 return _response(401, b'{"needs":"token"}', "application/json")
             return _response(200, b'{"access":"ok"}', "application/json")
@@ -192,7 +208,7 @@ class _Reader:
     def __init__(self, feed: FakeFeed, socket: trio_websocket.WebSocketConnection) -> None:
         self._feed = feed
         self._socket = socket
-        self._send, self._receive = trio.open_memory_channel[str | None](math.inf)
+        self._send, self._receive = trio.open_memory_channel[str | tuple[int, str]](math.inf)
         self._topics: dict[int, list[str]] = {}
         self._follows: dict[int, tuple[str, dict[str, int]]] = {}
 
@@ -210,16 +226,16 @@ class _Reader:
 
     async def _sending(self) -> None:
         async for message in self._receive:
-            if message is None:
-                await self._socket.aclose(1012, "service restart")
-            else:
+            if isinstance(message, str):
                 await self._socket.send_message(message)
+            else:
+                await self._socket.aclose(*message)
 
     def _say(self, body: Mapping[str, object]) -> None:
         self._send.send_nowait(json.dumps({**body, "now": time.time()}))
 
-    def close(self) -> None:
-        self._send.send_nowait(None)
+    def close(self, code: int, reason: str) -> None:
+        self._send.send_nowait((code, reason))
 
     def _take(self, message: JsonObject) -> None:
         number = cast("int", message["id"])
@@ -228,6 +244,8 @@ class _Reader:
                 self._feed.subscribed.append(message)
                 self._topics[number] = cast("list[str]", message["topics"])
                 self._send_first(number, message.get("position"))
+            case "follow" if message["job"] in self._feed.unknown:
+                self._say({"type": "error", "id": number, "error": "cannot follow the job: no such job"})
             case "follow":
                 given = cast("dict[str, list[int]]", message.get("position", {}))
                 self._follows[number] = (str(message["job"]), {path: at[0] for path, at in given.items()})
@@ -241,7 +259,7 @@ class _Reader:
         if position == [epoch, seq]:
             self.send_delta(seq, {}, {})
             return
-        why = "first" if position is None else "restarted"
+        why = "first" if position is None else self._feed.why
         topics = self._topics[number]
         all_docs = [(t, k, d) for t in topics for k, d in self._feed.docs.get(t, {}).items()]
         parts = [all_docs[at : at + PART] for at in range(0, len(all_docs), PART)] or [[]]

@@ -71,7 +71,9 @@ def test_it_tells_what_happened_meanwhile(browser: Browser) -> None:
             "detached": 2,
         }
         feed.docs["jobs"].update(job_document(1, "INACTIVE", result="FAILED", t_run=now, t_inactive=now + 1))
-        feed.docs["jobs"].update(job_document(7))
+        feed.docs["jobs"].update(job_document(7, t_submit=time.time()))
+        # Another life lists other jobs that have long ended: nobody has submitted them just now.
+        feed.docs["jobs"].update(job_document(8, "INACTIVE", result="COMPLETED", t_inactive=now - 200))
         feed.start()
         browser.wait_for('[data-banner="recovering"]', "ranks 3-5")
         banner = '[data-banner="meanwhile"]'
@@ -86,6 +88,56 @@ def test_it_tells_what_happened_meanwhile(browser: Browser) -> None:
         browser.wait_for(".events .recovery.t-bad", "2 jobs")
         browser.press(f"{banner} button")
         browser.wait_gone(banner)
+
+
+def test_an_orderly_shutdown_is_no_crash(browser: Browser) -> None:
+    with FakeFeed(instance_documents(8, fanout=2)) as feed:
+        browser.open(feed.url)
+        browser.wait_for(LIVE)
+        with feed.refusing():
+            feed.drop(1001, "the broker is shut down")
+            browser.wait_for(AWAY, "rank 0's broker was shut down")
+            feed.stop()
+        browser.wait_for(AWAY, "tries so far")  # of which none has heard that it was shut down
+        said = browser.text(AWAY)
+        assert "rank 0's broker was shut down. What you see is the last picture; in a durable instance" in said
+        assert "cannot be reached" not in said
+        assert "without it" not in said
+        browser.screenshot("shut-down")
+        feed.start()
+        browser.wait_for(LIVE)
+        browser.wait_gone(AWAY)
+        feed.stop()  # a crash, this time
+        said = "the broker cannot be reached. What you see is the last picture; jobs run on without it."
+        browser.wait_for(AWAY, said)
+
+
+def test_absences_are_added_up(browser: Browser) -> None:
+    meanwhile = '[data-banner="meanwhile"]'
+    with FakeFeed(instance_documents(1, fanout=2)) as feed:
+        browser.open(feed.url)
+        browser.wait_for(LIVE)
+        feed.drop()
+        browser.wait_for(meanwhile, "Back after ")
+        feed.drop()
+        browser.wait_for(meanwhile, "Away twice, ")
+        feed.drop()
+        said = browser.wait_for(meanwhile, "Away 3 times, ").text
+        assert " together, the last until " in said
+        assert "Back after" not in said
+
+
+def test_what_is_not_known_any_more(browser: Browser) -> None:
+    with FakeFeed(instance_documents(1, fanout=2)) as feed:
+        feed.why = "behind"
+        browser.open(feed.url)
+        browser.wait_for(LIVE)
+        with feed.refusing():
+            feed.drop()
+            browser.wait_for(AWAY)
+            feed.change({"jobs": job_document(1)})
+        said = "what happened meanwhile is not known any more, and this is a new picture."
+        browser.wait_for('[data-banner="meanwhile"]', said)
 
 
 def test_a_token_is_asked_for(browser: Browser) -> None:
@@ -103,6 +155,65 @@ def test_a_token_is_asked_for(browser: Browser) -> None:
         browser.wait_for(LIVE)
         assert browser.js("return localStorage.length;") == 0
     browser.forgive("401 (")
+
+
+# --- what there is to see
+
+
+def test_a_recovery_of_which_nothing_came_back(browser: Browser) -> None:
+    docs = instance_documents(8, fanout=2)
+    facts: JsonObject = {**RECOVERY, "ranks": "7", "root": 7, "restarted": "", "panicked": "", "seconds": 600.0}
+    none: JsonObject = {**facts, "running": 1, "rediscovered": 0, "away": "7", "detached": 1}
+    docs["events"] = {
+        "1.0": {"t": time.time(), "name": "recovery", "context": none},
+        "2.0": {"t": time.time(), "name": "recovery", "context": {**none, "ranks": "6", "away": "6", "lost": 1}},
+    }
+    with FakeFeed(docs) as feed:
+        browser.open(feed.url)
+        browser.wait_for(".events .recovery.t-warn", "Given up: rank 7")
+        browser.wait_for(".events .recovery.t-bad", "Given up: rank 6")
+        browser.wait_for(".recovery .t-warn", "0 of 1 job")
+        assert browser.count(".recovery.t-good") == 0
+        browser.screenshot("given-up")
+
+
+def test_the_list_of_ended_jobs_says_that_it_is_cut(browser: Browser) -> None:
+    docs = instance_documents(1, fanout=2)
+    now = time.time()
+
+    def ended(number: int) -> dict[str, JsonObject]:
+        return job_document(number, "INACTIVE", result="COMPLETED", t_inactive=now - number)
+
+    docs["jobs"].update(ended(0))
+    with FakeFeed(docs) as feed:
+        browser.open(feed.url)
+        browser.wait_for("#ended-title", "Ended 1")
+        feed.change({"instance": counted(docs)})
+        feed.change({"jobs": ended(1)})
+        browser.wait_for("#ended-title", "Ended 2")  # as many as were counted, and one that is not yet
+        feed.change({"instance": {"jobs": {"inactive": 3}}})
+        browser.wait_for("#ended-title", "Ended newest 2")
+        feed.change({"instance": {"jobs": {}}, "jobs": {k: d for n in range(256) for k, d in ended(n).items()}})
+        browser.wait_for("#ended-title", "Ended newest 256")
+        browser.js("document.getElementById('job-filter').focus();")
+        browser.keys("job255")
+        browser.wait_for("#ended-title", "Ended 1 of newest 256")
+
+
+def test_a_job_that_there_is_not(browser: Browser) -> None:
+    with FakeFeed(instance_documents(1, fanout=2)) as feed:
+        feed.unknown.add("ƒ000009")
+        browser.open(feed.url + "#/job/ƒ000009")
+        browser.wait_for(".alert", "no such job")
+        said = browser.text("main")
+        assert not [word for word in ("Output", "following", "Timeline", "No events yet", "listed") if word in said]
+        browser.screenshot("no-such-job")
+        feed.unknown.clear()  # it is followed again by the next connection
+        _write_logs(feed, "ƒ000009")
+        feed.drop()
+        browser.wait_for(".o-stdout .text", "step 0")
+        browser.wait_gone(".alert")
+        assert "flux-restart" in browser.text(".timeline")
 
 
 # --- looks
@@ -289,6 +400,23 @@ def test_the_picture_is_the_servers(browser: Browser) -> None:
         found = browser.driver.execute_async_script(script, said)
     copy = view.copy()
     assert found == [True, list(copy.position), {topic: dict(copy.documents[topic]) for topic in ("jobs", "events")}]
+
+
+def test_time_away_is_without_the_time_between(browser: Browser) -> None:
+    script = """
+        const done = arguments[0];
+        import("/static/picture.js").then(({Picture, absence}) => {
+          const picture = new Picture();
+          const one = absence(null, {...picture.memory(90), lostAt: 100}, picture, 101, "behind");
+          const two = absence(one, {...picture.memory(190), lostAt: 200}, picture, 224, "restarted");
+          done([one, two].map(({lostAt, backAt, away, times, why, before}) =>
+            [lostAt, backAt, away, times, why, before.news]));
+        }).catch(error => done(String(error)));
+    """
+    with FakeFeed(instance_documents(1, fanout=2)) as feed:
+        browser.open(feed.url)
+        found = browser.driver.execute_async_script(script)
+    assert found == [[100, 101, 1, 1, "behind", 90], [100, 224, 25, 2, "behind", 90]]
 
 
 def test_words(browser: Browser) -> None:

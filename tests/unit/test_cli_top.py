@@ -101,9 +101,10 @@ def test_what_a_picture_says() -> None:
     assert lines[1] == "degraded  1 lost (2)  1 drained (3)"
     nodes = find(lines, "nodes [")
     assert "1/4]" in nodes
-    assert "1 pending" in nodes
+    assert nodes.endswith(" 1 pending, 1 running")
     assert find(lines, "cores [").count("|") > 10
-    assert "3 complete, 2 failed" in "\n".join(lines)
+    assert find(lines, "cores [").endswith(" 3 complete")
+    assert find(lines, " failed").strip() == "1 failed, 1 canceled"
     assert find(lines, "running (1)")
     running = find(lines, "job11")
     assert "[=====     ]" in running
@@ -169,10 +170,30 @@ def test_recoveries_are_shown_as_what_they_are() -> None:
         "pending": 2,
         "why": "x",
     }
-    assert "recovery of ranks 1-2 for 5s: away 2, 1 shell not attached yet, 2 jobs waiting x" in shown(docs)[2]
+    assert "recovery of ranks 1-2 for 5s: away 2, 1 shell not attached yet, 2 jobs waiting; x" in shown(docs)[2]
     context.update(lost=2, restarted="", panicked="")
     assert "2 lost" in plain(recovered(docs["events"]["9.0"]))
     assert plain(recovered({"name": "recovery"})) == "recovered"
+
+
+def test_a_recovery_of_one_rank_and_one_that_is_given_up() -> None:
+    docs = picture()
+    docs["instance"]["recovery"] = {"ranks": "7", "began": NOW - 5, "detached": 4, "why": "rank 7 was lost"}
+    assert shown(docs)[2] == "recovery of rank 7 for 5s, 4 shells not attached yet; rank 7 was lost"
+    context: JsonObject = {"ranks": "7", "restarted": "7", "panicked": "", "seconds": 2.0, "running": 0, "lost": 0}
+    event: JsonObject = {"t": NOW, "name": "recovery", "context": context}
+    assert plain(recovered(event)) == "recovered rank 7 in 2s: no job ran there (restarted 7)"
+    context.update(restarted="", running=1, lost=1, rediscovered=0, away="7")
+    given_up = recovered(event)
+    assert plain(given_up) == "given up on rank 7 after 2s: 1 lost, 0 of 1 running job rediscovered"
+    assert given_up[0].style == "bad"
+
+
+def test_canceled_jobs_have_not_failed() -> None:
+    docs = picture()
+    docs["instance"]["jobs"].update(failed=2, timeout=3, canceled=4)
+    assert find(shown(docs, size=(80, 30)), "canceled").strip() == "5 failed, 4 canceled"
+    assert find(shown(docs, size=(56, 30)), "complete") == "1 pending, 1 running  3 complete  5 failed, 4 canceled"
 
 
 def test_what_is_stopped_is_said() -> None:
@@ -186,6 +207,31 @@ def test_marks_of_jobs() -> None:
     docs["jobs"]["11"].update(detached="0-3", restarts=2)
     line = find(shown(docs, size=(140, 30)), "detached")
     assert "[detached 0-3, 2 restarts]" in line
+    docs["jobs"]["11"].update(detached="", restarts=1)
+    assert "job11 [1 restart]" in find(shown(docs, size=(140, 30)), "job11")
+
+
+@pytest.mark.parametrize(
+    ("name", "detached", "restarts", "width", "told"),
+    [
+        ("python3.11", "0-3", 0, 80, "python3.11  [detached] 50% 1m"),
+        ("python3.11", "", 2, 80, "python3.11  [2 restarts] 50% 1m"),
+        ("python3.11", "0-3", 2, 80, "python3.11  [D, R2] 50% 1m"),
+        ("a-long-name-of-a-job", "0-3", 2, 80, "a-long-nam+ [D, R2] 50% 1m"),
+        ("sh", "0", 0, 80, "sh          [detached 0] 50% 1m"),
+        ("sh", "0", 12, 60, "sh [D, R12]"),
+        ("a-long-name-of-a-job-indeed", "0", 1, 56, "a-long-name-of-a+"),
+        ("python3.11", "0-3", 2, 120, "[detached 0-3, 2 restarts] 50% 1m"),
+        ("sh", "0-3", 2, 120, "sh [detached 0-3, 2 restarts]  [=====     ] 50% 1m"),
+    ],
+)
+def test_a_mark_takes_nothing_from_the_name(name: str, detached: str, restarts: int, width: int, told: str) -> None:
+    docs = picture()
+    docs["jobs"]["11"].update(name=name, detached=detached, restarts=restarts)
+    lines = shown(docs, size=(width, 30))
+    row = lines[lines.index("running (1)") + 1]
+    assert row.endswith(told)
+    assert name[:10] in row
 
 
 def test_details_of_the_selected_job() -> None:

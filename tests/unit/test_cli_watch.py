@@ -241,7 +241,34 @@ def test_output_that_cannot_be_read(broker: WatchBroker, run: Run) -> None:
     broker.errors[1] = errno.EPERM
     status, out, err = run("watch", "--uri", broker.uri, "1")
     assert (status, out) == (1, "one\n")
-    assert "cannot follow the guest.output" in err
+    assert err == f"fluxres-watch: cannot watch {f58(1)}: {os.strerror(errno.EPERM)}\n"
+
+
+@pytest.mark.parametrize("verbose", ["-v", "-vv"])
+def test_another_users_jobs_are_not_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str], verbose: str) -> None:
+    """They run on, and the command ends with the last job that can be watched; each is told of once."""
+    with WatchBroker(tmp_path / "socket", job(1), job(2), job(3, "INACTIVE")) as broker:
+        refused = {n: (errno.EPERM, f"job {f58(n)} is another user's") for n in (1, 2)}
+        watch_well = broker.handlers["job-info.eventlog-watch"]
+        broker.output = {3: [data("mine\n")]}
+        broker.handlers["job-info.eventlog-watch"] = lambda message, payload: (
+            [refused[cast("int", payload["id"])]] if payload["id"] in refused else watch_well(message, payload)
+        )
+        assert Later(broker, verbose, "1", "2", "3").end() == 1
+    out, err = capfd.readouterr()
+    assert out == "mine\n"
+    said = [each for each in err.splitlines() if "cannot" in each]
+    assert said == [f"fluxres-watch: cannot watch {f58(n)}: job {f58(n)} is another user's" for n in (1, 2)]
+
+
+def test_the_rest_of_a_refused_job_is_not_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where only one of its eventlogs is refused, the other one is let go, too."""
+    with WatchBroker(tmp_path / "socket", job(1)) as broker:
+        broker.handlers["job-info.eventlog-watch"] = lambda _message, payload: (
+            [(errno.EIO, "it is damaged")] if payload["path"] == "guest.output" else []
+        )
+        assert Later(broker, "-vv", "1").end() == 1
+    assert f"cannot watch {f58(1)}: it is damaged\n" in capfd.readouterr().err
 
 
 def test_events_with_vv(broker: WatchBroker, run: Run) -> None:
@@ -333,6 +360,12 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
 def test_phases_and_exit_codes(state: str, more: dict[str, object], phase: Phase, code: int) -> None:
     watched = WatchedJob(as_entry(job(1, state, **more)))
     assert (watched.phase, watched.exit_code) == (phase, code)
+
+
+def test_what_cannot_be_watched_has_failed() -> None:
+    watched = WatchedJob(as_entry(job(1, "RUN")))
+    watched.given_up = True
+    assert (watched.phase, watched.exit_code) == (Phase.FAILED, 1)
 
 
 def test_what_is_over_stays_over() -> None:

@@ -122,7 +122,7 @@ class App extends Component {
       <${Head} feed=${feed} theme=${theme} now=${now} onTheme=${() => this.theme()}
         onHelp=${() => this.setState({ help: true })} />
       <p class="sr" role="status" aria-live="polite">${clean(`Connection: ${connectionWords(connection)}`)}</p>
-      <${Away} connection=${connection} time=${seconds()} retry=${() => feed.retryNow()} />
+      <${Away} connection=${connection} rank=${feed.hello?.rank} time=${seconds()} retry=${() => feed.retryNow()} />
       ${connection.phase === "token" &&
       html`<${TokenForm} why=${connection.why} authorize=${(token) => feed.authorize(token)} />`}
       <${UnderWay} doc=${picture.doc("instance", "recovery")} now=${now} />

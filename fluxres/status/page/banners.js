@@ -20,14 +20,17 @@ export function connectionWords({ phase, since }) {
 }
 
 /** The broker is away, or does not let us in. Those who listen hear it once, from the page's live region. */
-export const Away = ({ connection, time, retry }) => {
-  const { phase, since, retryAt, why, attempt, never } = connection;
+export const Away = ({ connection, rank, time, retry }) => {
+  const { phase, since, retryAt, attempt, never } = connection;
   if (phase !== "away" && phase !== "refused") return null;
   const wait = retryAt === null ? "trying now" : `trying again in ${Math.max(0, Math.ceil(retryAt - time))} s`;
   const title = phase === "refused" ? "This page may not watch the instance" : "The broker is away";
+  const shutdown = connection.shutdown && phase === "away";
+  const why = shutdown ? `rank ${rank ?? 0}'s broker was shut down` : connection.why;
+  const jobs = shutdown ? "in a durable instance running jobs run on" : "jobs run on without it";
   return html`<div class="banner t-bad" data-banner="away">
     <p><b>${title}</b> since <b>${clock(since, time)}</b> (${coarse(time - since)}): ${why}.
-      ${!never && phase === "away" && html` What you see is the last picture; jobs run on without it.`}</p>
+      ${!never && phase === "away" && html` What you see is the last picture; ${jobs}.`}</p>
     <p class="of">${wait}${attempt > 1 && `, ${many(attempt, "try", "tries")} so far`}
       ${retryAt !== null && html` <button onClick=${retry}>Try now</button>`}</p>
   </div>`;
@@ -41,14 +44,13 @@ export const UnderWay = ({ doc, now }) =>
 /** What happened while nobody told us: until the reader dismisses it. */
 export const Meanwhile = ({ absence, picture, now, dismiss }) => {
   if (absence === null) return null;
-  const { lostAt, backAt, times, found, after, why } = absence;
+  const { found, after, why } = absence;
   const events = gather(eventsAfter(picture.docs("events"), after)).map(([, event]) => event);
   const recoveries = events.filter(({ name }) => name === "recovery");
   const others = events.filter(({ name }) => name !== "recovery");
   const left = others.length - MAX_EVENTS;
   return html`<div class="banner t-plain" data-banner="meanwhile">
-    <p class="title"><b>Back after ${duration(backAt - lostAt)}.</b> Away from <b>${clock(lostAt, now)}</b> to${" "}
-      <b>${clock(backAt, now)}</b>${times > 1 && ` (${many(times, "time")})`}${restartWords(found, why)}
+    <p class="title">${awayWords(absence, now)}${restartWords(found, why)}
       <button class="close" aria-label="Dismiss what happened meanwhile" onClick=${dismiss}>✕</button></p>
     ${recoveries.map((event) => html`<${RecoveryFrame} doc=${event.context} t=${event.t} now=${now} head="by" />`)}
     <ul>
@@ -61,9 +63,17 @@ export const Meanwhile = ({ absence, picture, now, dismiss }) => {
   </div>`;
 };
 
+/** For how long, and until when: once, or several times of which none has been dismissed. */
+function awayWords({ lostAt, backAt, away, times }, now) {
+  const until = html`<b>${clock(backAt, now)}</b>`;
+  if (times === 1) return html`<b>Back after ${duration(away)}.</b> Away from <b>${clock(lostAt, now)}</b> to ${until}`;
+  const often = times === 2 ? "twice" : many(times, "time");
+  return html`<b>Away ${often}, ${duration(away)} together</b>, the last until ${until}`;
+}
+
 function restartWords({ renewed, incarnations }, why) {
   if (renewed) return `: rank 0 began anew${incarnations > 0 ? `, its ${ordinal(incarnations)} beginning` : ""}.`;
-  if (why === "behind") return ": too much happened to tell all of it, so this is a new picture.";
+  if (why === "behind") return ": what happened meanwhile is not known any more, and this is a new picture.";
   return ": the connection was lost, the broker was not.";
 }
 

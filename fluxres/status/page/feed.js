@@ -6,12 +6,14 @@
 //   away        the broker cannot be reached, or says nothing; the picture is the last one; another try comes `retryAt`
 //   token       it wants a token; waits for `authorize`
 //   refused     it does not let us read (`why`); tries again as in `away`, since that may change
+// `connection.shutdown` is true from a broker's word that it is shut down until there is a picture again: what later
+// tries meet says less than that.
 // Each try asks /api/access first, since a WebSocket does not tell why it is refused. A reader that returns names the
 // position it has: it gets what it missed, or a new snapshot and a word why. Silence for longer than SILENCE is a loss.
 // Messages: docs/status-messages.md.
 
 import { delay } from "./backoff.js";
-import { Picture, digest } from "./picture.js";
+import { Picture, absence } from "./picture.js";
 
 export const PROTOCOL = "fluxres.status.v1";
 export const BEARER = "fluxres.bearer.";
@@ -24,6 +26,9 @@ const SILENCE = 40; // seconds; the broker says something every 15
 const ACCESS_TIMEOUT = 8000; // milliseconds
 const OPEN_TIMEOUT = 10; // seconds
 const MAX_WHY = 300; // characters of what the broker says
+const GOING_AWAY = 1001; // closes a WebSocket (RFC 6455 §7.4.1): with SHUT_DOWN, by a broker that ends in order
+const RESTART = 1012;
+const SHUT_DOWN = "the broker is shut down";
 const TOKEN_KEY = "fluxres.token";
 
 const seconds = () => Date.now() / 1000;
@@ -44,7 +49,7 @@ export class Feed {
     this.logDenied = false;
     this.connection = { phase: "connecting", since: seconds(), attempt: 0, retryAt: null, why: "" };
     this.hello = null;
-    this.absence = null; // what happened while we were away: see `returned`
+    this.absence = null; // what happened while we were away: see `absence` of picture.js
     this.offset = 0; // the broker's clock minus ours, seconds
     this.lastNews = null;
     this.memory = null;
@@ -149,8 +154,11 @@ export class Feed {
 
   closed(event) {
     this.socket = null;
-    if (event.code === 1012) this.lost("the broker is beginning anew");
-    else if (event.reason) this.lost(event.reason.slice(0, MAX_WHY));
+    if (event.code === RESTART) this.lost("the broker is beginning anew");
+    else if (event.code === GOING_AWAY && event.reason === SHUT_DOWN) {
+      this.connection.shutdown = true;
+      this.lost(event.reason);
+    } else if (event.reason) this.lost(event.reason.slice(0, MAX_WHY));
     else this.unready();
   }
 
@@ -171,12 +179,12 @@ export class Feed {
   lost(why, phase = "away") {
     const was = this.connection;
     const never = this.picture.position === null;
-    if (was.phase === "live") this.memory = { ...this.picture.memory(), lostAt: seconds() };
+    if (was.phase === "live") this.memory = { ...this.picture.memory(this.lastNews), lostAt: seconds() };
     this.drop();
     const since = was.phase === phase ? was.since : seconds();
     const attempt = was.phase === "live" ? 0 : was.attempt;
     const wait = delay(attempt + 1, Math.random());
-    this.connection = { phase, since, attempt, retryAt: seconds() + wait, why, never };
+    this.connection = { phase, since, attempt, retryAt: seconds() + wait, why, never, shutdown: was.shutdown };
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.attempt(), wait * 1000);
     this.changed();
@@ -269,11 +277,7 @@ export class Feed {
     const { memory } = this;
     this.memory = null;
     if (memory === null) return;
-    // An absence that has not been dismissed yet goes on: it began with its first loss.
-    const first = this.absence ?? { lostAt: memory.lostAt, before: memory, times: 0 };
-    const { before, lostAt, times } = first;
-    const found = digest(before, this.picture);
-    this.absence = { before, lostAt, times: times + 1, backAt: seconds(), why, found, after: before.lastEvent };
+    this.absence = absence(this.absence, memory, this.picture, seconds(), why);
   }
 
   followed(message) {

@@ -45,11 +45,12 @@ export class JobPage extends Component {
   render({ id, feed, now }, { logs, error, ended }) {
     const job = find(feed.picture.docs("jobs"), id);
     const [main, exec] = [logs[MAIN], logs[EXEC]];
+    const nothing = error !== null && main.length === 0 && exec.length === 0; // no such job, say
     const done = ended || main.some(({ name }) => name === "clean");
     return html`<div class="job-page">
       <${Facts} id=${id} job=${job} main=${main} now=${now} error=${error} />
-      <${Timeline} main=${main} exec=${exec} now=${done ? null : Math.floor(now)} />
-      <${OutputView} ended=${done} hold=${this.hold} />
+      ${!nothing && html`<${Timeline} main=${main} exec=${exec} now=${done ? null : Math.floor(now)} />`}
+      <${OutputView} ended=${done} hidden=${nothing} hold=${this.hold} />
     </div>`;
   }
 }

@@ -7,6 +7,7 @@ import { Ago, Bar, Chip, MOST, More, Panel, STEP, html, jobHref } from "./ui.js"
 const TITLES = { running: "Running", queued: "Queue", ended: "Ended" };
 const NARROW = 640; // pixels
 const STEP_NARROW = 8; // rows at first, where it is narrow
+const RECENT = 256; // inactive jobs that the broker lists at most
 const COLUMNS = ["id", "name", "user", "on", "time"];
 const HEADS = {
   running: ["job", "name", "user", "on", "time"],
@@ -30,7 +31,7 @@ export class JobsPanel extends Panel {
     // Sorting ten thousand jobs is not done again because a second has passed.
     if (this.sorted !== this.props.version) [this.sorted, this.all] = [this.props.version, groups(docs)];
     const type = (event) => this.setState({ filter: event.target.value, shown: atFirst() });
-    const list = (name, row, extra) => this.list({ name, row, extra, filter, most: shown[name] });
+    const list = (name, row, extra) => this.list({ name, row, extra, filter, counts, most: shown[name] });
     return html`<section class="panel jobs" aria-labelledby="jobs-title">
       <header><h2 id="jobs-title" tabindex="-1">Jobs</h2><${JobCounts} counts=${counts} />
         <span class="tools"><input id="job-filter" type="search" value=${filter} onInput=${type}
@@ -42,12 +43,15 @@ export class JobsPanel extends Panel {
     </section>`;
   }
 
-  list({ name, row, extra, filter, most }) {
+  list({ name, row, extra, filter, counts, most }) {
     const all = this.all[name];
     const found = select(all, filter);
     const number = Math.min(most, found.length, MOST);
     const more = () => this.setState({ shown: { ...this.state.shown, [name]: most + 4 * STEP } });
-    const of = found.length === all.length ? count(all.length) : `${count(found.length)} of ${count(all.length)}`;
+    // Of those that have ended the broker lists the newest only.
+    const cut = name === "ended" && all.length > 0 && (all.length >= RECENT || counts?.inactive > all.length);
+    const total = `${cut ? "newest " : ""}${count(all.length)}`;
+    const of = found.length === all.length ? total : `${count(found.length)} of ${total}`;
     return html`<section class=${`group g-${name}`} aria-labelledby=${`${name}-title`}>
       <h3 id=${`${name}-title`}>${TITLES[name]} <span class="of">${of}</span> ${extra}</h3>
       ${found.length === 0 && html`<p class="empty">${all.length > 0 ? "None is like that." : EMPTY[name]}</p>`}

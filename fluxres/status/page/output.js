@@ -84,9 +84,10 @@ export class OutputView extends Component {
     this.toEnd();
   }
 
-  render({ ended }, { following, empty, dropped }) {
+  /** `hidden`: there is nothing to follow, though there may be later. */
+  render({ ended, hidden }, { following, empty, dropped }) {
     const state = ended ? "complete" : following ? "following" : "not following";
-    return html`<section class="panel output" aria-labelledby="output-title">
+    return html`<section class="panel output" aria-labelledby="output-title" hidden=${hidden}>
       <header><h2 id="output-title">Output</h2>
         <span class="tally">${dropped > 0 && html`<span class="count">${count(dropped)} earlier lines are not kept</span>`}
           <span class="count" data-following=${following}>${state}</span></span>

@@ -71,9 +71,10 @@ export class Picture {
     this.parts = null;
   }
 
-  /** What `digest` needs of this moment. */
-  memory() {
+  /** What `digest` needs of this moment; `news` is when the broker said the last of it, by its clock. */
+  memory(news) {
     return {
+      news,
       jobs: new Map(this.docs("jobs")),
       about: this.doc("instance", "about"),
       lastEvent: newest([...this.docs("events").keys()]),
@@ -118,8 +119,27 @@ export function digest(before, picture) {
       if (is.result !== "COMPLETED") found.failed += 1;
     } else if (was.state === "RUN" && is.state === "RUN") found.running += 1;
   }
-  for (const key of jobs.keys()) if (!before.jobs.has(key)) found.submitted += 1;
+  // What is not known is new only by its time: a broker that begins anew may list other inactive jobs than it did.
+  for (const [key, job] of jobs) if (!before.jobs.has(key) && job.t_submit > before.news) found.submitted += 1;
   const about = picture.doc("instance", "about");
   const renewed = before.about !== undefined && about !== undefined && before.about.uuid !== about.uuid;
   return { ...found, renewed, incarnations: about?.incarnations };
+}
+
+/**
+ * An absence that is over, from `memory.lostAt` to `backAt`, together with `before`, the one (or null) that the reader has
+ * not dismissed yet: `away` is for how long there was no news, without the time between, `found` since the first loss.
+ */
+export function absence(before, memory, picture, backAt, why) {
+  const first = before ?? { before: memory, lostAt: memory.lostAt, away: 0, times: 0 };
+  return {
+    before: first.before,
+    lostAt: first.lostAt,
+    backAt,
+    away: first.away + Math.max(0, backAt - memory.lostAt),
+    times: first.times + 1,
+    why: first.why === "behind" ? first.why : why, // what is not known will not be
+    found: digest(first.before, picture),
+    after: first.before.lastEvent,
+  };
 }

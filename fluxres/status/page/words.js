@@ -72,9 +72,10 @@ export function recovery(doc, now) {
   parts.push(...awayParts(doc));
   parts.push(...jobParts(doc, over));
   if (doc.why) parts.push(["why", clean(doc.why), "plain"]);
-  const bad = doc.lost > 0;
-  const title = `${over ? "Recovered:" : "Recovering:"} ${ranks(doc.ranks) || "no ranks"}`;
-  return { tone: bad ? "bad" : over ? "good" : "warn", title, parts };
+  const givenUp = over && size(doc.restarted) + size(doc.panicked) === 0; // nothing came back until its limit
+  const whole = over && !givenUp && !size(doc.away) && !doc.detached;
+  const title = `${givenUp ? "Given up:" : over ? "Recovered:" : "Recovering:"} ${ranks(doc.ranks) || "no ranks"}`;
+  return { tone: doc.lost > 0 ? "bad" : whole ? "good" : "warn", title, parts };
 }
 
 function whoParts(doc) {
@@ -100,8 +101,9 @@ function jobParts(doc, over) {
   const parts = [];
   if (running > 0 || rediscovered > 0) {
     const all = rediscovered === running;
+    const tone = all ? "good" : rediscovered + finished < running ? "warn" : "plain";
     const of = `${all ? (running === 1 ? "the" : "all") : `${count(rediscovered)} of`} ${many(running, "job")}`;
-    parts.push(["rediscovered", of, over ? "good" : "plain"]);
+    parts.push(["rediscovered", of, over ? tone : "plain"]);
   }
   if (finished > 0) parts.push(["finished meanwhile", many(finished, "job"), "plain"]);
   if (pending > 0) parts.push(["waited", many(pending, "pending job"), "plain"]);
