@@ -19,7 +19,7 @@ from typing import Final
 MIN_INTERVAL: Final = 0.1
 MAX_INTERVAL: Final = 5.0
 """Seconds between two messages to one reader."""
-MAX_RATE: Final = 250
+MAX_RATE: Final = 200
 """Messages a second to all readers together."""
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Bytes a second to all readers together, where `MAX_INTERVAL` allows it."""
