@@ -22,9 +22,10 @@ TARGET, PARENT, FAR = 3, 1, 5
 
 @pytest.fixture
 def tree(make_tree: MakeTree) -> Tree:
-    """Seven brokers, all online."""
+    """Seven brokers, all online, over whose links nothing is under way but each rank's presence."""
     made = make_tree(size=7)
     made.start_all()
+    wait_trackers(made, {rank: len(made.subtree(rank)) if rank else 0 for rank in range(made.size)})
     return made
 
 
