@@ -46,7 +46,7 @@ from fluxres.rpc.handle import Handle
 from fluxres.rpc.router import Router
 from fluxres.rpc.server import Service
 from fluxres.status.board import Boards
-from fluxres.status.endpoint import Attached
+from fluxres.status.endpoint import Attached, Endpoint
 from fluxres.status.facts import BrokerFacts
 from fluxres.status.mirror import Mirror
 
@@ -234,8 +234,8 @@ class Incarnation:
         await nursery.start(presence.keep, self.handle, self._presence(), self._ending)
         await shells.report()
         nursery.start_soon(self._stalls.run, name="stall meter")
-        if self._watched.is_served:
-            nursery.start_soon(self._show, name="status")
+        if self._watched.endpoint is not None:
+            nursery.start_soon(self._show, self._watched.endpoint, name="status")
         self._clients = self._platform.clients(self.router)
         await nursery.start(self._clients.run)
         log.info("rank %d online: incarnation %d, %s", self._rank, self._identity.incarnations, self.uuid)
@@ -253,7 +253,7 @@ class Incarnation:
             started=self._started,
         )
 
-    async def _show(self) -> None:
+    async def _show(self, endpoint: Endpoint) -> None:
         """Let people and programs watch, until cancelled: by rank 0's own feed, or by what it tells us."""
         async with trio.open_nursery() as nursery:
             if self._leader is not None:
@@ -269,7 +269,7 @@ class Incarnation:
                 boards=boards,
                 state=lambda: self._self.state,
             )
-            with self._watched.showing(shown):
+            with endpoint.attached(shown):
                 await trio.sleep_forever()
 
     def _presence(self) -> presence.Presence:

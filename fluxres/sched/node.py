@@ -38,6 +38,16 @@ class Usage:
     usable: bool
     """Whether it is given to jobs: it is up, not drained and not torpid."""
 
+    @property
+    def cores_idle(self) -> int:
+        """Cores that no job holds."""
+        return max(0, self.cores - self.cores_used)
+
+    @property
+    def gpus_idle(self) -> int:
+        """GPUs that no job holds."""
+        return max(0, self.gpus - self.gpus_used)
+
 
 class Node:
     """One rank of the pool; ids are bits. Free ones are always among its own, used ones need not be."""

@@ -34,8 +34,8 @@ def census(pool: Pool, ranks: Ranks, size: int) -> Census:
         idle = "free" if usage.usable else "down"
         cores["used"] += usage.cores_used
         gpus["used"] += usage.gpus_used
-        cores[idle] += max(0, usage.cores - usage.cores_used)  # a job may hold what its node has no longer
-        gpus[idle] += max(0, usage.gpus - usage.gpus_used)
+        cores[idle] += usage.cores_idle
+        gpus[idle] += usage.gpus_idle
     return Census(_nodes(pool, ranks, size), cores, gpus)
 
 

@@ -101,7 +101,7 @@ class NodesSource:
     def _count(self, rank: int, usage: Usage) -> None:
         """Bring the totals up to date."""
         facts = (True, self._ranks.online(rank), usage.torpid, rank in self._drained, rank in self._lost)
-        down = 0 if usage.usable else max(0, usage.cores - usage.cores_used)
+        down = 0 if usage.usable else usage.cores_idle
         counts = (*map(int, facts), usage.cores, usage.cores_used, down, usage.gpus, usage.gpus_used)
         before = self._counted.get(rank)
         if counts != before:
